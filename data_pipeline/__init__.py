@@ -1,0 +1,1 @@
+"""Make datasets (`build`, offline, no torch), then stream them into training (`stream`)."""

@@ -1,0 +1,49 @@
+"""Errors whose fix is the user's. Each class is one exit code; `fovea` prints the text, no traceback.
+
+A message says what is wrong, where (file, line or record), what is allowed, and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FoveaError(Exception):
+    """Base of every error that is shown to the user as plain text."""
+
+    exit_code = 1
+
+
+class ConfigError(FoveaError):
+    """A recipe, an override or a command-line argument is wrong."""
+
+    exit_code = 2
+
+
+class PreflightError(FoveaError):
+    """Something that the command needs is missing: an earlier stage, a package, a device."""
+
+    exit_code = 3
+
+
+class DataError(FoveaError):
+    """A data file breaks its contract: missing, truncated, altered or of another kind."""
+
+    exit_code = 4
+
+
+class NumericError(FoveaError):
+    """The loss or the gradient norm is not finite; nothing was applied to the weights."""
+
+    exit_code = 5
+
+
+class TransientError(FoveaError):
+    """A process died from outside (kill, preemption); the same command resumes."""
+
+    exit_code = 75
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest allowed name, or an empty string."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

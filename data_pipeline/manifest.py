@@ -1,0 +1,245 @@
+"""What a built dataset is: its manifest, never a glob.
+
+    DIR/manifest.json            the dataset: recipe, fingerprint, licences, funnel, the tasks' records
+    DIR/manifest/00000.json      one record per build task: its shards with bytes, sha256 and counts
+    DIR/shards/*.arrow|*.tar     the shards
+
+A shard is committed by temporary file, fsync, rename; then its task's record; `manifest.json` comes last
+and makes the dataset exist. A kill at any point leaves either no record or a record that verifies.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.sample import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One committed shard file. `path` is relative to the dataset's directory."""
+
+    path: str
+    format: str  # arrow | webdataset
+    split: str  # train | heldout
+    source: str
+    nbytes: int
+    sha256: str
+    samples: int
+    images: int
+    text_chars: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Funnel:
+    """What came in and where it went. `read == written + sum(dropped.values())`, per source."""
+
+    read: int = 0
+    written: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        return self.read == self.written + sum(self.dropped.values())
+
+    def __add__(self, other: "Funnel") -> "Funnel":
+        reasons = sorted({*self.dropped, *other.dropped})
+        return Funnel(
+            read=self.read + other.read,
+            written=self.written + other.written,
+            dropped={r: self.dropped.get(r, 0) + other.dropped.get(r, 0) for r in reasons},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """What one build task committed: shards in both formats, the funnel of each source.
+
+    `bad_inputs` names every input that could not be read: {"file", "where", "reason"}.
+    """
+
+    task: int
+    tasks: int
+    fingerprint: str
+    shards: tuple[Shard, ...]
+    funnel: dict[str, Funnel]
+    bad_inputs: tuple[dict[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A whole dataset. `digest` identifies its content: training state refuses another one."""
+
+    name: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    licences: dict[str, str]
+    unread: tuple[str, ...]
+    tasks: tuple[TaskRecord, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def digest(self) -> str:
+        content = [(s.path, s.sha256) for s in self.shards()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+    @property
+    def funnel(self) -> dict[str, Funnel]:
+        total: dict[str, Funnel] = {}
+        for task in self.tasks:
+            for source, funnel in task.funnel.items():
+                total[source] = total.get(source, Funnel()) + funnel
+        return total
+
+    def shards(
+        self, *, format: str | None = None, split: str | None = None, source: str | None = None
+    ) -> list[Shard]:
+        """The shards that match, in a fixed order."""
+        wanted = {"format": format, "split": split, "source": source}
+        return sorted(
+            (
+                s
+                for t in self.tasks
+                for s in t.shards
+                if all(v is None or getattr(s, k) == v for k, v in wanted.items())
+            ),
+            key=lambda s: s.path,
+        )
+
+    def sources(self) -> dict[str, int]:
+        """Training samples by source."""
+        counts: dict[str, int] = {}
+        for s in self.shards(format="arrow", split="train"):
+            counts[s.source] = counts.get(s.source, 0) + s.samples
+        return counts
+
+
+def task_record_path(directory: Path, task: int) -> Path:
+    return directory / "manifest" / f"{task:05d}.json"
+
+
+def write_task_record(directory: Path, record: TaskRecord) -> None:
+    write_json(task_record_path(directory, record.task), dataclasses.asdict(record))
+
+
+def read_task_record(path: Path) -> TaskRecord:
+    """Raises DataError where the file is missing or is no task record."""
+    return _parse(path, _task_record)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    write_json(directory / MANIFEST, dataclasses.asdict(manifest))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the dataset in `directory`.
+
+    Raises DataError where there is none, or where it was written under another schema version.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise DataError(
+            f"no manifest at {path}: a dataset is its manifest, and this directory has none.\n"
+            f"  Build it:  fovea data build RECIPE --out {directory}"
+        )
+    return _parse(path, _manifest)
+
+
+def check_shard(directory: Path, shard: Shard) -> None:
+    """Raise DataError unless the shard has the recorded size and sha256."""
+    path = directory / shard.path
+    fix = (
+        "Copy the shard again, or delete it and repeat the build command: only its task is redone."
+    )
+    if not path.exists():
+        raise DataError(
+            f"shard {path} is missing (the manifest lists {shard.samples} samples).\n  {fix}"
+        )
+    size = path.stat().st_size
+    if size != shard.nbytes:
+        raise DataError(
+            f"shard {path} has {size:,} bytes, the manifest says {shard.nbytes:,}: "
+            f"{'truncated' if size < shard.nbytes else 'something was added'}.\n  {fix}"
+        )
+    if (found := sha256_file(path)) != shard.sha256:
+        raise DataError(
+            f"shard {path} was altered: sha256 is {found}, the manifest says {shard.sha256}.\n  {fix}"
+        )
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def commit(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` whole or not at all: temporary file, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        with temporary.open("wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Commit `value` as JSON with sorted keys."""
+    with commit(path) as f:
+        f.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def _parse(path: Path, build: Any) -> Any:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if (version := raw.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}. Build again."
+            )
+        return build(raw)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Repeat the build command.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(
+            f"{path} is not a manifest of Fovea: {e}. Repeat the build command."
+        ) from None
+
+
+def _task_record(raw: dict[str, Any]) -> TaskRecord:
+    return TaskRecord(
+        task=raw["task"],
+        tasks=raw["tasks"],
+        fingerprint=raw["fingerprint"],
+        shards=tuple(Shard(**s) for s in raw["shards"]),
+        funnel={k: Funnel(**v) for k, v in raw["funnel"].items()},
+        bad_inputs=tuple(raw["bad_inputs"]),
+    )
+
+
+def _manifest(raw: dict[str, Any]) -> Manifest:
+    fields = {**raw, "unread": tuple(raw["unread"])}
+    return Manifest(**{**fields, "tasks": tuple(_task_record(t) for t in raw["tasks"])})
