@@ -40,7 +40,5 @@ class Batch:
         return int((self.labels != IGNORE).sum())
 
     def to(self, device: "torch.device | str") -> "Batch":
-        moved = {
-            f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "sample_ids"
-        }
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "sample_ids"}
         return Batch(**moved, sample_ids=self.sample_ids)

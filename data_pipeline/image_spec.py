@@ -30,9 +30,7 @@ class Perceiver(BaseModel):
     @model_validator(mode="after")
     def _grouped(self) -> "Perceiver":
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
-            )
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         return self
 
 

@@ -159,13 +159,9 @@ def read_manifest(directory: Path) -> Manifest:
 def check_shard(directory: Path, shard: Shard) -> None:
     """Raise DataError unless the shard has the recorded size and sha256."""
     path = directory / shard.path
-    fix = (
-        "Copy the shard again, or delete it and repeat the build command: only its task is redone."
-    )
+    fix = "Copy the shard again, or delete it and repeat the build command: only its task is redone."
     if not path.exists():
-        raise DataError(
-            f"shard {path} is missing (the manifest lists {shard.samples} samples).\n  {fix}"
-        )
+        raise DataError(f"shard {path} is missing (the manifest lists {shard.samples} samples).\n  {fix}")
     size = path.stat().st_size
     if size != shard.nbytes:
         raise DataError(
@@ -224,9 +220,7 @@ def _parse(path: Path, build: Any) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Repeat the build command.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(
-            f"{path} is not a manifest of Fovea: {e}. Repeat the build command."
-        ) from None
+        raise DataError(f"{path} is not a manifest of Fovea: {e}. Repeat the build command.") from None
 
 
 def _task_record(raw: dict[str, Any]) -> TaskRecord:

@@ -200,9 +200,7 @@ class Sample:
     def to_row(self) -> dict[str, Any]:
         """The sample as a row of `SCHEMA`."""
         row: dict[str, Any] = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name in SCHEMA.names
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in SCHEMA.names
         }
         row["schema_version"] = SCHEMA_VERSION
         row["segments"] = [dataclasses.asdict(s) for s in self.segments]

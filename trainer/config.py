@@ -4,15 +4,15 @@ Unknown keys are errors. All errors of a page are reported together, each with i
 nearest valid name. `key=value` overrides follow the same rules.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import Connector, ImageSpec, PixelShuffle
+from data_pipeline.page import find_page, load_page
 
 RECIPES = Path(__file__).parent / "recipes"
 MODULES = ("vision", "connector", "language", "new_tokens")
@@ -92,15 +92,11 @@ class Stage(_Part):
     """
 
     name: str
-    init_from: str = Field(
-        description="'backbones', or the stage whose weights this one starts from"
-    )
+    init_from: str = Field(description="'backbones', or the stage whose weights this one starts from")
     train: dict[str, float] = Field(
         description="module -> factor on the learning rate; modules not named are frozen"
     )
-    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        min_length=1, description="source -> weight"
-    )
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1, description="source -> weight")
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1, description="rows, over all ranks")
     micro_batch: int = Field(ge=1, description="rows, one rank, one forward pass")
@@ -141,9 +137,7 @@ class Stage(_Part):
         """Micro-batches a step on each of `world_size` ranks. Raises ConfigError where rows are left over."""
         if self.global_batch % (world_size * self.micro_batch):
             fits = [
-                n
-                for n in range(1, self.global_batch + 1)
-                if self.global_batch % (n * self.micro_batch) == 0
+                n for n in range(1, self.global_batch + 1) if self.global_batch % (n * self.micro_batch) == 0
             ]
             raise ConfigError(
                 f"stage '{self.name}': global_batch {self.global_batch} (rows) does not divide over "
@@ -198,8 +192,7 @@ class Recipe(_Part):
                 return stage
         names = [s.name for s in self.stages]
         raise ConfigError(
-            f"recipe '{self.name}' has no stage '{name}'{nearest(name, names)}\n"
-            f"  Stages: {', '.join(names)}"
+            f"recipe '{self.name}' has no stage '{name}'{nearest(name, names)}\n  Stages: {', '.join(names)}"
         )
 
 
@@ -208,42 +201,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     `defaults:` of the page fills in what a stage does not say. Raises ConfigError with every fault.
     """
-    file = _find(path)
-    text = file.read_text(encoding="utf-8")
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        page = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{file}: not YAML: {e}") from None
-    if not isinstance(page, dict):
-        raise ConfigError(f"{file}: a recipe is a mapping of keys; see {RECIPES / 'tiny.yaml'}")
-    _apply_overrides(page, overrides or [])
-    defaults = page.pop("defaults", None) or {}
-    stages = page.get("stages")
-    if isinstance(defaults, dict) and isinstance(stages, list):
-        page["stages"] = [{**defaults, **s} if isinstance(s, dict) else s for s in stages]
-    try:
-        return Recipe.model_validate(page)
-    except ValidationError as e:
-        raise ConfigError(explain(e, Recipe, file, node)) from None
+
+    def prepare(page: dict[str, Any]) -> dict[str, Any]:
+        _apply_overrides(page, overrides or [])
+        defaults = page.pop("defaults", None) or {}
+        stages = page.get("stages")
+        if isinstance(defaults, dict) and isinstance(stages, list):
+            page["stages"] = [{**defaults, **s} if isinstance(s, dict) else s for s in stages]
+        return page
+
+    return load_page(find_page(path, RECIPES), Recipe, prepare)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as a page that `load_recipe` reads back to an equal value."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _find(path: str | Path) -> Path:
-    file = Path(path)
-    if file.is_file():
-        return file
-    shipped = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
-    if str(path) in shipped:
-        return shipped[str(path)]
-    raise ConfigError(
-        f"no recipe at {path}{nearest(file.stem, shipped)}\n"
-        f"  A recipe is a YAML file, or the name of one that ships: {', '.join(shipped)}"
-    )
 
 
 def _apply_overrides(page: dict[str, Any], overrides: list[str]) -> None:
@@ -257,9 +229,7 @@ def _apply_overrides(page: dict[str, Any], overrides: list[str]) -> None:
             if isinstance(node, list):
                 names = [s.get("name") for s in node]
                 if part not in names:
-                    raise ConfigError(
-                        f"override '{override}': no stage '{part}'{nearest(part, names)}"
-                    )
+                    raise ConfigError(f"override '{override}': no stage '{part}'{nearest(part, names)}")
                 node = node[names.index(part)]
             else:
                 node = node.setdefault(part, {})
@@ -268,80 +238,3 @@ def _apply_overrides(page: dict[str, Any], overrides: list[str]) -> None:
         if isinstance(node, list):
             raise ConfigError(f"override '{override}': name a key of the stage '{last}'")
         node[last] = yaml.safe_load(value)
-
-
-def explain(
-    error: ValidationError, model: type[BaseModel], file: Path, node: yaml.Node | None
-) -> str:
-    """All faults of a page, one a line: file:line, path, what was expected, nearest valid name."""
-    # A key under `defaults:` is merged into every stage: say its fault once, at the line it stands on.
-    found: dict[tuple[int | None, str], str] = {}
-    for e in error.errors():
-        loc = tuple(p for p in e["loc"] if not (isinstance(p, str) and p in _UNION_TAGS))
-        line, shown = _locate(node, loc)
-        if e["type"] == "extra_forbidden":
-            allowed = _fields_at(model, loc[:-1])
-            what = f"unknown key '{loc[-1]}'{nearest(str(loc[-1]), allowed)}"
-            if not difflib.get_close_matches(str(loc[-1]), allowed, n=1, cutoff=0.5):
-                what += f" (allowed: {', '.join(sorted(allowed))})"
-        elif e["type"] == "missing":
-            what = f"'{loc[-1]}' is missing"
-        else:
-            got = "" if isinstance(e["input"], dict | list) else f" (got {e['input']!r})"
-            what = f"{e['msg'].removeprefix('Value error, ')}{got}"
-        found[(line, f"{shown}: {what}")] = f"  {file}:{line or 1}: {shown or 'recipe'}: {what}"
-    lines = list(found.values())
-    return f"{len(lines)} error{'s' if len(lines) > 1 else ''} in the recipe:\n" + "\n".join(lines)
-
-
-_UNION_TAGS = ("pixel_shuffle", "perceiver")
-
-
-def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Valid keys of the model that stands at `loc`, walking fields, tuples and unions of models."""
-    models: list[type[BaseModel]] = [model]
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        models = [
-            inner
-            for m in models
-            if part in m.model_fields
-            for inner in _models_in(m.model_fields[part].annotation)
-        ]
-    return sorted({name for m in models for name in m.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for a in getattr(annotation, "__args__", ()) for m in _models_in(a)]
-
-
-def _locate(node: yaml.Node | None, loc: tuple[Any, ...]) -> tuple[int | None, str]:
-    """The line where `loc` stands on the page, as deep as it goes, and the path as a user would write it."""
-    shown: list[str] = []
-    line = None
-    root = node
-    for i, part in enumerate(loc):
-        child = _child(node, part)
-        if child is None and i == 2 and loc[0] == "stages":
-            child = _child(_child(root, "defaults")[1] if _child(root, "defaults") else None, part)
-        if child is not None:
-            key, node = child
-            line = key.start_mark.line + 1
-        else:
-            node = None
-        name = _child(node, "name") if isinstance(part, int) else None
-        shown.append(name[1].value if name and isinstance(name[1], yaml.ScalarNode) else str(part))
-    return line, ".".join(shown)
-
-
-def _child(node: yaml.Node | None, part: Any) -> tuple[yaml.Node, yaml.Node] | None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            if key.value == str(part):
-                return key, value
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part], node.value[part]
-    return None
