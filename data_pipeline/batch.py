@@ -1,5 +1,6 @@
-"""The tensors that a model gets. Legend: B rows, T positions a row, N images, S pixels a side, G patches a side.
+"""The tensors that a model gets.
 
+Legend: B rows, T positions a row, N images, S pixels a side, G patches a side.
 Rows are packed: several documents stand in one row, and no document sees another.
 """
 

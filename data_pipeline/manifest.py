@@ -14,14 +14,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from data_pipeline.errors import DataError
 from data_pipeline.sample import SCHEMA_VERSION
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 SPLITS = ("train", "heldout")
 
@@ -209,7 +210,7 @@ def write_json(path: Path, value: Any) -> None:
         f.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def _parse(path: Path, build: Any) -> Any:
+def _parse(path: Path, build: Callable[[dict[str, Any]], T]) -> T:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if (version := raw.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:

@@ -49,7 +49,12 @@ def _explain(error: ValidationError, model: type[BaseModel], file: Path, node: y
     """All faults of a page, one a line: file:line, path, what was expected, nearest valid name."""
     # A key under `defaults:` is merged into every stage: say its fault once, at the line it stands on.
     found: dict[tuple[int | None, str], str] = {}
-    for e in error.errors():
+    faults = error.errors()
+    for e in faults:
+        if e["type"] == "too_short" and any(
+            f["loc"][: len(e["loc"])] == e["loc"] for f in faults if f is not e
+        ):
+            continue  # pydantic counts only the items without a fault; theirs are reported already
         loc = tuple(p for p in e["loc"] if not (isinstance(p, str) and p in _UNION_TAGS))
         line, shown = _locate(node, loc)
         if e["type"] == "extra_forbidden":
@@ -62,7 +67,7 @@ def _explain(error: ValidationError, model: type[BaseModel], file: Path, node: y
         else:
             got = "" if isinstance(e["input"], dict | list) else f" (got {e['input']!r})"
             what = f"{e['msg'].removeprefix('Value error, ')}{got}"
-        found[(line, f"{shown}: {what}")] = f"  {file}:{line or 1}: {shown or 'recipe'}: {what}"
+        found[(line, what)] = f"  {file}:{line or 1}: {shown or 'recipe'}: {what}"
     lines = list(found.values())
     return f"{len(lines)} error{'s' if len(lines) > 1 else ''} in the recipe:\n" + "\n".join(lines)
 
@@ -99,7 +104,8 @@ def _locate(node: yaml.Node | None, loc: tuple[Any, ...]) -> tuple[int | None, s
     for i, part in enumerate(loc):
         child = _child(node, part)
         if child is None and i == 2 and loc[0] == "stages":
-            child = _child(_child(root, "defaults")[1] if _child(root, "defaults") else None, part)
+            defaults = _child(root, "defaults")
+            child = _child(defaults[1], part) if defaults else None
         if child is not None:
             key, node = child
             line = key.start_mark.line + 1

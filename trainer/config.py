@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import Connector, ImageSpec, PixelShuffle
@@ -115,18 +115,21 @@ class Stage(_Part):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Stage":
-        unknown = [m for m in self.train if m not in MODULES]
+    @field_validator("train")
+    @classmethod
+    def _known_modules(cls, train: dict[str, float]) -> dict[str, float]:
+        unknown = [m for m in train if m not in MODULES]
         if unknown:
             raise ValueError(
-                "; ".join(
-                    f"train: no module '{m}'{nearest(m, MODULES)} (there are {', '.join(MODULES)})"
-                    for m in unknown
-                )
+                "; ".join(f"no module '{m}'{nearest(m, MODULES)}" for m in unknown)
+                + f" (there are {', '.join(MODULES)})"
             )
-        if not self.train or min(self.train.values()) <= 0:
-            raise ValueError("train: name at least one module, each with a factor above 0")
+        if not train or min(train.values()) <= 0:
+            raise ValueError("name at least one module, each with a factor above 0")
+        return train
+
+    @model_validator(mode="after")
+    def _rows_divide(self) -> "Stage":
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch ({self.global_batch}) is no multiple of micro_batch ({self.micro_batch})"
