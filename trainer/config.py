@@ -11,12 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_pipeline.errors import ConfigError, nearest
-from data_pipeline.image_spec import Connector, ImageSpec, PixelShuffle
 from data_pipeline.page import find_page, load_page
+from trainer.evaluation.config import Evaluation
+from trainer.models.config import MODULES, Model
 
 RECIPES = Path(__file__).parent / "recipes"
-MODULES = ("vision", "connector", "language", "new_tokens")
-"""The parts of a model that a stage freezes or trains."""
 
 
 class _Part(BaseModel):
@@ -65,23 +64,6 @@ class Backbones(_Part):
     path: str = "backbones"
     vision: VisionBackbone = VisionBackbone()
     language: LanguageBackbone = LanguageBackbone()
-
-
-class Model(_Part):
-    """Autoregressive: tower -> connector -> spliced into the token sequence of the language model."""
-
-    architecture: Literal["autoregressive"] = "autoregressive"
-    image: ImageSpec = ImageSpec()
-    connector: Connector = PixelShuffle()
-
-    @model_validator(mode="after")
-    def _tokens_exist(self) -> "Model":
-        self.image.tokens(self.connector)
-        return self
-
-    @property
-    def image_tokens(self) -> int:
-        return self.image.tokens(self.connector)
 
 
 class Stage(_Part):
@@ -148,19 +130,6 @@ class Stage(_Part):
                 f"  Allowed rank counts (--nproc): {', '.join(map(str, fits))}; or change global_batch."
             )
         return self.global_batch // (world_size * self.micro_batch)
-
-
-class Evaluation(_Part):
-    """Held-out evaluation, after each stage. An empty list of sources means: all that fit the task."""
-
-    caption_sources: tuple[str, ...] = ()
-    vqa_sources: tuple[str, ...] = ()
-    loss_sources: tuple[str, ...] = ()
-    captions: int = Field(200, ge=0, description="images to caption; 0 turns the task off")
-    questions: int = Field(400, ge=0)
-    documents: int = Field(200, ge=0, description="samples whose held-out loss is measured")
-    batch: int = Field(50, ge=1)
-    max_new_tokens: int = Field(32, ge=1)
 
 
 class Recipe(_Part):

@@ -1,0 +1,60 @@
+"""Ranks and collectives. Nothing else calls torch.distributed.
+
+Every function below that names "all ranks" is a collective: each rank must reach it, in the same order.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among the ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init_world(timeout_s: float = 600.0) -> World:
+    """Join the ranks that the environment describes (all ranks); alone where it describes none."""
+    rank = int(os.environ.get("RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        os.environ.setdefault(key, value)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+        )
+    return World(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+
+
+def all_sum(world: World, *values: float) -> list[float]:
+    """Each value summed over all ranks, in double precision."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def close_world() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

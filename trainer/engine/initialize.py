@@ -1,0 +1,28 @@
+"""A module and its parameter groups under DeepSpeed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+
+def initialize(
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    config: dict[str, Any],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+) -> deepspeed.DeepSpeedEngine:
+    """The engine over `model` (all ranks). `groups` say what is trained; each may carry an `lr_scale`."""
+    optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=lr, betas=betas)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def set_lr(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:
+    """The learning rate of every group: `lr` times the group's own scale."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

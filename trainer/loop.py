@@ -1,0 +1,93 @@
+"""What happens at a step, in order."""
+
+import math
+import time
+
+import torch
+
+from data_pipeline.errors import NumericError
+from trainer.distributed import all_sum
+from trainer.engine import checkpoint
+from trainer.engine.initialize import set_lr
+from trainer.engine.schedule import lr_factor
+from trainer.engine.state import TrainState
+from trainer.observe.sinks import Metrics
+from trainer.run import Run
+
+
+def train(run: Run) -> None:
+    """Steps until the stage is done (all ranks). A finished stage does nothing."""
+    stage = run.stage
+    while run.state.step < stage.steps:
+        began = time.perf_counter()
+        metrics = train_step(run)
+        metrics["step_s"] = time.perf_counter() - began
+        metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
+        for sink in run.sinks:
+            sink.write(metrics)
+        if run.state.step % stage.checkpoint_every == 0 or run.state.step == stage.steps:
+            checkpoint.save(
+                run.engine, run.stage_dir, run.state, run.fingerprints, run.world, stage.keep_checkpoints
+            )
+    for sink in run.sinks:
+        sink.close()
+
+
+def train_step(run: Run) -> Metrics:
+    """One optimizer step over one global batch (all ranks).
+
+    The loss is the sum over target tokens / the number of target tokens, over all ranks and micro-batches:
+    a mean of means would weigh the targets of short answers more.
+    """
+    stage, engine, world = run.stage, run.engine, run.world
+    step = run.state.step
+    # Whatever is random in a step depends on its number alone, so a resumed run draws the same.
+    torch.manual_seed((run.recipe.seed * 1_000_003 + step) * 65_537 + world.rank)
+    lr = stage.lr * lr_factor(
+        step,
+        steps=stage.steps,
+        warmup_steps=stage.warmup_steps,
+        schedule=stage.schedule,
+        min_ratio=stage.min_lr_ratio,
+    )
+    set_lr(engine, lr)
+
+    batches = run.stream.next()
+    counts = [(b.target_tokens, int((b.document_ids > 0).sum()), len(b.pixels)) for b in batches]
+    targets, tokens, images = all_sum(world, *(sum(c) for c in zip(*counts, strict=True)))
+
+    # DeepSpeed divides by accumulation and averages over ranks; undo both, divide by the targets of all.
+    scale = world.size * run.accumulation / max(1.0, targets)
+    total = torch.zeros((), device=world.device)
+    for i, batch in enumerate(batches):
+        loss = engine(batch.to(world.device))
+        engine.backward(loss * scale)
+        total += loss.detach()
+        if i + 1 < len(batches):
+            engine.step()
+    (loss_sum,) = all_sum(world, float(total))
+    mean_loss = loss_sum / max(1.0, targets)
+    if not math.isfinite(mean_loss):
+        # Every rank sees the same sum, so every rank stops here, before the weights are touched.
+        raise NumericError(
+            f"stage '{stage.name}': the loss at step {step + 1} is {mean_loss}; the weights were not updated."
+            f"\n  Samples of the step: {', '.join(run.stream.last_sample_ids[:8])} …"
+            "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
+        )
+    engine.step()
+
+    run.state = TrainState(
+        step=step + 1, tokens=run.state.tokens + int(tokens), stream=run.stream.state_dict()
+    )
+    norm = engine.get_global_grad_norm()
+    return {
+        "stage": stage.name,
+        "step": step + 1,
+        "loss": mean_loss,
+        "lr": lr,
+        "grad_norm": float(norm) if norm is not None else 0.0,
+        "tokens": int(tokens),
+        "target_tokens": int(targets),
+        "images": int(images),
+        "time": time.time(),
+    }

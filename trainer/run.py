@@ -1,0 +1,239 @@
+"""Recipe + stage -> Run: every part of a training run, built once, top to bottom.
+
+A run directory holds a whole recipe, one directory a stage:
+
+    RUN/run.json  recipe.resolved.yaml  env.json  report.html
+    RUN/STAGE/metrics.jsonl  events.jsonl  checkpoints/step_*/COMPLETE.json  eval/step_*/
+"""
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import psutil
+import torch
+from data_pipeline.stream.loader import Stream
+from data_pipeline.stream.source import Source
+from data_pipeline.stream.tokens import Tokenizer
+
+from data_pipeline.errors import ConfigError, DataError, PreflightError
+from data_pipeline.manifest import Manifest, read_manifest, write_json
+from trainer.config import Recipe, Stage, dump_recipe
+from trainer.distributed import World, barrier
+from trainer.engine import checkpoint
+from trainer.engine.ds_config import merge_ds_config, read_ds_config
+from trainer.engine.initialize import initialize
+from trainer.engine.state import TrainState
+from trainer.export.consolidate import consolidate
+from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.build import build_model, load_weights
+from trainer.models.freeze import freeze, parameter_groups
+from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
+
+NOT_COMPARED = {"checkpoint_every", "keep_checkpoints"}
+"""Stage fields that may change between a checkpoint and its resume."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The parts of one stage's training. `state` is the only one that the loop replaces."""
+
+    recipe: Recipe
+    stage: Stage
+    stage_dir: Path
+    world: World
+    accumulation: int
+    stream: Stream
+    engine: deepspeed.DeepSpeedEngine
+    state: TrainState
+    fingerprints: dict[str, Any]
+    sinks: list[JsonlSink | TensorBoardSink | Screen]
+
+
+def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
+    """All parts, on all ranks. Starting points, in order: 1 a checkpoint of this stage, 2 `init_from`."""
+    torch.manual_seed(recipe.seed)
+    accumulation = stage.accumulation(world.size)
+    config = merge_ds_config(
+        read_ds_config(stage.ds_config),
+        micro_batch=stage.micro_batch,
+        accumulation=accumulation,
+        world_size=world.size,
+        clip=stage.clip,
+    )
+
+    dataset = run_dir / recipe.data.dataset
+    manifest = read_manifest(dataset)
+    tokenizer = Tokenizer.load(run_dir / recipe.backbones.path / "tokenizer")
+    fingerprints = _fingerprints(recipe, stage, manifest, tokenizer)
+
+    stage_dir = run_dir / stage.name
+    found, rejected = checkpoint.newest(stage_dir)
+    if world.is_main:
+        _say_rejected(stage_dir, rejected, found)
+    if found is None and rejected:
+        raise DataError(
+            f"{stage_dir} has checkpoints, but none that verifies:\n  " + "\n  ".join(rejected) + "\n"
+            "  To start the stage again from its beginning, move that directory away."
+        )
+    if found is not None:
+        _refuse_other_run(found, fingerprints, world)
+
+    model = build_model(recipe.model, run_dir / recipe.backbones.path, stage.mask)
+    if found is None and stage.init_from != "backbones":
+        load_weights(model, consolidate(finished_checkpoint(recipe, run_dir, stage.init_from).path))
+    freeze(model, stage.train)
+    if stage.activation_checkpointing:
+        model.enable_activation_checkpointing()
+    groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
+    engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
+
+    stream = open_stream(recipe, stage, dataset, manifest, tokenizer, world)
+    state = TrainState()
+    if found is not None:
+        checkpoint.load(engine, found)
+        stream.load_state_dict(found.state.stream)
+        state = found.state
+
+    sinks: list[JsonlSink | TensorBoardSink | Screen] = []
+    if world.is_main:
+        write_run_records(recipe, run_dir, world, config)
+        sinks.append(JsonlSink(stage_dir / "metrics.jsonl", resume_step=state.step))
+        sinks.append(Screen(stage.name, state.step, stage.steps))
+        if TensorBoardSink.installed():
+            sinks.append(TensorBoardSink(stage_dir / "tensorboard"))
+    barrier(world)
+    return Run(
+        recipe=recipe,
+        stage=stage,
+        stage_dir=stage_dir,
+        world=world,
+        accumulation=accumulation,
+        stream=stream,
+        engine=engine,
+        state=state,
+        fingerprints=fingerprints,
+        sinks=sinks,
+    )
+
+
+def open_stream(
+    recipe: Recipe, stage: Stage, dataset: Path, manifest: Manifest, tokenizer: Tokenizer, world: World
+) -> Stream:
+    """The stage's mixture over the dataset's training split."""
+    return Stream(
+        sources={name: Source.open(dataset, manifest, name, "train") for name in stage.mixture},
+        weights=stage.mixture,
+        tokenizer=tokenizer,
+        image=recipe.model.image,
+        image_tokens=recipe.model.image_tokens,
+        sequence_length=stage.sequence_length,
+        global_rows=stage.global_batch,
+        micro_rows=stage.micro_batch,
+        rank=world.rank,
+        world_size=world.size,
+        loss_on=stage.loss_on,
+        seed=recipe.seed,
+        manifest_digest=manifest.digest,
+    )
+
+
+def finished_checkpoint(recipe: Recipe, run_dir: Path, name: str) -> checkpoint.Checkpoint:
+    """The last checkpoint of a finished stage. Raises PreflightError where the stage is not finished."""
+    stage = recipe.stage(name)
+    found, rejected = checkpoint.newest(run_dir / name)
+    if found is None or found.step < stage.steps:
+        at = "has no checkpoint" if found is None else f"stands at step {found.step} of {stage.steps}"
+        raise PreflightError(
+            f"the weights of stage '{name}' are needed, and it {at} in {run_dir}.\n"
+            + "".join(f"  {line}\n" for line in rejected)
+            + f"  Finish it first:  fovea train RECIPE --stage {name} --run {run_dir}"
+        )
+    return found
+
+
+def load_for_inference(recipe: Recipe, run_dir: Path, path: Path, mask: str) -> AutoregressiveVLM:
+    """The model with a checkpoint's weights, float32, in evaluation mode."""
+    model = build_model(recipe.model, run_dir / recipe.backbones.path, mask)
+    load_weights(model, consolidate(path))
+    return model.float().eval()
+
+
+def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[str, Any]) -> None:
+    """run.json, recipe.resolved.yaml and env.json: what is needed to repeat the run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    write_json(
+        run_dir / "run.json",
+        {
+            "name": recipe.name,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "recipe": "recipe.resolved.yaml",
+            "seed": recipe.seed,
+            "world_size": world.size,
+            "zero_stage": config.get("zero_optimization", {}).get("stage", 0),
+        },
+    )
+    packages = ("torch", "deepspeed", "transformers", "tokenizers", "datatrove", "pyarrow", "pillow")
+    write_json(
+        run_dir / "env.json",
+        {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **{p: version(p) for p in packages},
+        },
+    )
+
+
+def _fingerprints(recipe: Recipe, stage: Stage, manifest: Manifest, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a checkpoint must share with the run that resumes from it."""
+    return {
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(mode="json"),
+        "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in NOT_COMPARED},
+        "data": manifest.digest,
+        "tokenizer": tokenizer.fingerprint,
+    }
+
+
+def _refuse_other_run(found: checkpoint.Checkpoint, ours: dict[str, Any], world: World) -> None:
+    theirs = found.fingerprints
+    changed = [
+        f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
+        for part in ("model", "stage")
+        for old, new in [(theirs.get(part, {}), ours[part])]
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ] + [
+        f"{part}: {theirs.get(part)!r} in the checkpoint, {ours[part]!r} now"
+        for part in ("seed", "data", "tokenizer")
+        if theirs.get(part) != ours[part]
+    ]
+    if changed:
+        raise ConfigError(
+            f"{found.path} is of another run:\n  " + "\n  ".join(changed) + "\n"
+            "  Undo the change to resume, or train into another --run directory."
+        )
+    if found.world_size != world.size:
+        raise ConfigError(
+            f"{found.path} was written by {found.world_size} ranks, this run has {world.size}.\n"
+            f"  Resume with --nproc {found.world_size}."
+        )
+
+
+def _say_rejected(stage_dir: Path, rejected: list[str], found: checkpoint.Checkpoint | None) -> None:
+    if not rejected:
+        return
+    with (stage_dir / "events.jsonl").open("a", encoding="utf-8") as f:
+        for line in rejected:
+            event = {"time": time.time(), "event": "checkpoint rejected", "reason": line}
+            f.write(json.dumps({**event, "resumed_from": found.step if found else None}) + "\n")
