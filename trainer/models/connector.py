@@ -1,0 +1,117 @@
+"""From patch features to visual tokens of the language model's width.
+
+Shapes: N images, G patches a side, P = G * G patches, W the tower's width, K visual tokens an image,
+D the language model's width. Both connectors take any grid, also the one-token dummy of text-only batches.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data_pipeline.image_spec import Connector, ImageSpec, Perceiver, PixelShuffle
+
+
+def build_connector(
+    config: Connector, image: ImageSpec, vision_width: int, language_width: int
+) -> "PixelShuffleConnector | PerceiverConnector":
+    """The connector that `config` names; it gives `image.tokens(config)` tokens an image."""
+    image.tokens(config)  # raises where the grid does not divide
+    match config:
+        case PixelShuffle(factor=factor):
+            return PixelShuffleConnector(factor, vision_width, language_width)
+        case Perceiver():
+            return PerceiverConnector(config, vision_width, language_width)
+
+
+class PixelShuffleConnector(nn.Module):
+    """Concatenate `factor` x `factor` neighbouring patches into one token, then a 2-layer MLP."""
+
+    def __init__(self, factor: int, vision_width: int, language_width: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.up = nn.Linear(vision_width * factor**2, language_width)
+        self.down = nn.Linear(language_width, language_width)
+
+    def forward(self, features: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
+        """features [N, P, W], patch_mask bool[N, G, G] -> [N, (G / factor)^2, D]."""
+        folded = fold(features, patch_mask.shape[-1], self.factor)
+        return self.down(F.gelu(self.up(folded)))
+
+
+def fold(features: torch.Tensor, grid: int, factor: int) -> torch.Tensor:
+    """[N, grid * grid, W] -> [N, (grid / factor)^2, factor * factor * W], tokens and patches row by row."""
+    images, _, width = features.shape
+    side = grid // factor
+    blocks = features.view(images, side, factor, side, factor, width)
+    return blocks.transpose(2, 3).reshape(images, side * side, factor * factor * width)
+
+
+class PerceiverConnector(nn.Module):
+    """Project the patches to D, then let learned latents read them in `depth` cross-attention layers."""
+
+    def __init__(self, config: Perceiver, vision_width: int, language_width: int) -> None:
+        super().__init__()
+        self.projection = GatedMLP(vision_width, 4 * language_width, language_width)
+        # Distinct values: equal latents would give equal tokens, told apart by their gradients alone.
+        self.latents = nn.Parameter(torch.randn(config.latents, language_width) * 0.02)
+        self.layers = nn.ModuleList(PerceiverLayer(config, language_width) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(language_width, eps=1e-6)
+
+    def forward(self, features: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
+        """features [N, P, W], patch_mask bool[N, G, G] -> [N, latents, D]."""
+        context = self.projection(features)
+        tokens = self.latents.expand(features.shape[0], -1, -1)
+        # Latents see one another too, so no row of the mask is empty.
+        seen = F.pad(patch_mask.flatten(1), (0, tokens.shape[1]), value=True)[:, None, None, :]
+        for layer in self.layers:
+            tokens = layer(tokens, context, seen)
+        return self.norm(tokens)
+
+
+class PerceiverLayer(nn.Module):
+    """Pre-norm cross-attention of latents over [context; latents], then a gated MLP."""
+
+    def __init__(self, config: Perceiver, width: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.latent_norm = nn.RMSNorm(width, eps=1e-6)
+        self.context_norm = nn.RMSNorm(width, eps=1e-6)
+        self.query = nn.Linear(width, self.heads * self.head_dim, bias=False)
+        self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.out = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        # Norms on queries and keys keep the attention logits bounded in bf16.
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = GatedMLP(width, 4 * width, width)
+
+    def forward(self, latents: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """latents [N, K, D], context [N, P, D], seen bool[N, 1, 1, P + K] -> [N, K, D]."""
+        normed = self.latent_norm(latents)
+        source = torch.cat([self.context_norm(context), normed], dim=1)
+        query = self.query_norm(self._split(self.query(normed), self.heads))
+        key = self.key_norm(self._split(self.key(source), self.kv_heads))
+        value = self._split(self.value(source), self.kv_heads)
+        groups = self.heads // self.kv_heads
+        attended = F.scaled_dot_product_attention(
+            query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=seen
+        )
+        latents = latents + self.out(attended.transpose(1, 2).flatten(2))
+        return latents + self.mlp(self.mlp_norm(latents))
+
+    def _split(self, x: torch.Tensor, heads: int) -> torch.Tensor:
+        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width_in, hidden, bias=False)
+        self.up = nn.Linear(width_in, hidden, bias=False)
+        self.down = nn.Linear(hidden, width_out, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -1,0 +1,58 @@
+"""The language model: any causal LM of transformers whose layers share one kind of attention.
+
+It gets embeddings, positions and a mask from us, so that its own vocabulary and masks stay out of the way.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from data_pipeline.errors import DataError
+
+_RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""Config keys of models that change the logits after lm_head. The loss calls lm_head itself, so they are
+refused rather than trained on other logits than their own forward gives."""
+
+
+def load_language(directory: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal LM of a local directory in transformers' format, safetensors only, in training mode.
+
+    Raises DataError where weights are missing, or the architecture does more than this stack reproduces.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise DataError(f"{directory}: no config.json; expected a causal LM in transformers' format")
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    _check_architecture(directory, config)
+    language, info = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        raise DataError(f"{directory}: {len(names)} weights are missing: {names[:3]} ...")
+    return language.train()
+
+
+def window(language: PreTrainedModel) -> int | None:
+    """How far back a token attends in this LM; None where it sees its whole document."""
+    return getattr(language.config, "sliding_window", None)
+
+
+def _check_architecture(directory: Path, config: object) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if len(kinds) > 1:
+        raise DataError(f"{directory}: layers of several kinds ({', '.join(sorted(kinds))}); one is allowed")
+    for key in _RESCALED_LOGITS:
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise DataError(
+                f"{directory}: config.json sets {key} = {getattr(config, key)}; only an LM whose logits are "
+                "lm_head's own output is supported"
+            )
