@@ -1,0 +1,131 @@
+"""The autoregressive model: tower -> connector -> spliced into the sequence of the language model.
+
+Shapes: B rows, T positions a row, N images, K visual tokens an image, D the language model's width,
+V entries of the language model's vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+
+from data_pipeline.batch import Batch
+from data_pipeline.image_spec import PixelShuffle
+from trainer.config import Model
+from trainer.models.language import window
+from trainer.models.loss import target_loss
+from trainer.models.masks import MaskKind, Predicate, allowed, dense_mask
+from trainer.models.splice import splice
+from trainer.models.vision import patch_features
+
+NEW_TOKENS = 3
+"""Visual control tokens: start of an image, end of an image, and the placeholder that features replace.
+Their ids follow the language model's vocabulary, which stays as it is: they are read, never predicted."""
+
+
+class AutoregressiveVLM(nn.Module):
+    """Every forward pass runs every module exactly once, whatever the batch holds.
+
+    Where ranks share weights or reduce gradients together, a rank that skips a module leaves the others
+    waiting for ever. So a batch without images runs the tower and the connector on a blank image of the
+    smallest size, times zero.
+    """
+
+    def __init__(
+        self,
+        config: Model,
+        vision: PreTrainedModel,
+        connector: nn.Module,
+        language: PreTrainedModel,
+        mask: MaskKind = "image_full",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mask: MaskKind = mask
+        """A stage may set it: who sees whom (trainer/models/masks.py)."""
+        self.vision = vision
+        self.connector = connector
+        self.language = language
+        self.vocabulary: int = language.config.vocab_size
+        self.new_tokens = nn.Embedding(NEW_TOKENS, language.config.hidden_size)
+        nn.init.normal_(self.new_tokens.weight, std=getattr(language.config, "initializer_range", 0.02))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The cross-entropy of all targets in the batch, summed: float32[]."""
+        return target_loss(self._hidden(batch), batch.labels, self.head)[0]
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Scores of the next token at every position: [B, T, V]."""
+        return self.head(self._hidden(batch))
+
+    @property
+    def head(self) -> nn.Module:
+        return self.language.get_output_embeddings()
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """The sequence as the language model reads it: [B, T, D]."""
+        pixels, patch_mask = batch.pixels, batch.patch_mask
+        text_only = pixels.shape[0] == 0
+        if text_only:
+            pixels, patch_mask = self._blank(batch.input_ids.device)
+        features = self.connector(patch_features(self.vision, pixels, patch_mask), patch_mask)
+        text = self.embed_text(batch.input_ids)
+        if text_only:
+            # The graph reaches each parameter of tower and connector, with gradients of exactly zero.
+            text = text + (features * 0).sum()
+            features = features[:0]
+        return splice(text, features, batch.image_ids)
+
+    def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64[B, T] -> [B, T, D]. Both tables are read at every position, so both get gradients."""
+        last = self.vocabulary - 1
+        text = self.language.get_input_embeddings()(input_ids.clamp(max=last))
+        new = self.new_tokens((input_ids - self.vocabulary).clamp(min=0))
+        return torch.where((input_ids > last)[..., None], new, text)
+
+    def see(self, document_ids: torch.Tensor, image_ids: torch.Tensor) -> Predicate:
+        """Who sees whom, by this model's mask and its language model's window."""
+        return allowed(document_ids, image_ids, self.mask, window(self.language))
+
+    def decode(
+        self,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """embeddings [B, Q, D], mask bool[B, 1, Q, T], positions int64[B, Q] -> last hidden states [B, Q, D].
+
+        Q is T, or where `cache` holds what stood before, the number of new positions.
+        """
+        return self.language.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,  # four dimensions: transformers passes it to SDPA untouched
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def enable_activation_checkpointing(self) -> None:
+        """Recompute layers in the backward pass. Call it after freeze(): a frozen tower keeps no graph.
+
+        Non-reentrant only: the reentrant kind drops gradients behind frozen inputs without an error.
+        """
+        self.language.gradient_checkpointing_enable({"use_reentrant": False})
+        if any(p.requires_grad for p in self.vision.parameters()):
+            self.vision.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _hidden(self, batch: Batch) -> torch.Tensor:
+        rows, length = batch.input_ids.shape
+        see = self.see(batch.document_ids, batch.image_ids)
+        mask = dense_mask(see, rows, length, batch.input_ids.device)
+        return self.decode(self.embed(batch), mask, batch.positions)
+
+    def _blank(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image of one visual token: float32[1, 3, S, S] and bool[1, G, G]."""
+        connector = self.config.connector
+        grid = connector.factor if isinstance(connector, PixelShuffle) else 1
+        side = grid * self.config.image.patch
+        return (
+            torch.zeros(1, 3, side, side, device=device),
+            torch.ones(1, grid, grid, dtype=torch.bool, device=device),
+        )

@@ -1,0 +1,30 @@
+"""From a recipe's model page and two backbones to the model."""
+
+from transformers import PreTrainedModel
+
+from data_pipeline.errors import ConfigError
+from trainer.config import Model
+from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.connector import build_connector
+from trainer.models.masks import MaskKind
+
+
+def build_model(
+    config: Model, vision: PreTrainedModel, language: PreTrainedModel, mask: MaskKind = "image_full"
+) -> AutoregressiveVLM:
+    """The model of `config.architecture`, its connector and new tokens freshly initialised.
+
+    Raises ConfigError where the tower cuts other patches than the recipe says.
+    """
+    if vision.config.patch_size != config.image.patch:
+        patch = vision.config.patch_size
+        raise ConfigError(
+            f"model.image.patch is {config.image.patch} pixels, but the vision tower was made for patches "
+            f"of {patch}.\n  Set model.image.patch={patch}, or use another tower."
+        )
+    match config.architecture:
+        case "autoregressive":
+            connector = build_connector(
+                config.connector, config.image, vision.config.hidden_size, language.config.hidden_size
+            )
+            return AutoregressiveVLM(config, vision, connector, language, mask)
