@@ -1,0 +1,138 @@
+"""Greedy decoding with a cache and padding, against decoding one prompt by whole forward passes."""
+
+import pytest
+import torch
+from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import DataError
+from data_pipeline.image_spec import ImageSpec, PixelShuffle
+from trainer.config import Model
+from trainer.evaluation.generate import Prompt, generate
+from trainer.models.build import build_model
+
+VOCABULARY, START, END, IMAGE = 40, 40, 41, 42
+
+
+def make_model(mask="image_full", **language):
+    torch.manual_seed(0)
+    vision = Idefics2VisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    page = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.5,
+        "attn_implementation": "sdpa",
+    }
+    config = Model(image=ImageSpec(side=32, patch=8), connector=PixelShuffle(factor=2))
+    lm = MistralForCausalLM(MistralConfig(**(page | language)))
+    return build_model(config, Idefics2VisionTransformer(vision), lm, mask)
+
+
+def prompt(text, *seeds):
+    ids, flags = [], []
+    for number, _ in enumerate(seeds, start=1):
+        ids += [START, IMAGE, IMAGE, IMAGE, IMAGE, END]
+        flags += [0, number, number, number, number, 0]
+    generator = [torch.Generator().manual_seed(s) for s in seeds]
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[3:] = False
+    return Prompt(
+        input_ids=ids + text,
+        image_ids=flags + [0] * len(text),
+        pixels=[torch.randn(3, 32, 32, generator=g) for g in generator],
+        patch_masks=[mask for _ in seeds],
+    )
+
+
+def slowly(model, one, steps):
+    """Greedy tokens by a whole forward pass each: no cache, no padding, no batch."""
+    ids, flags, out = list(one.input_ids), list(one.image_ids), []
+    for _ in range(steps):
+        input_ids = torch.tensor([ids])
+        batch = Batch(
+            input_ids=input_ids,
+            labels=torch.full_like(input_ids, -100),
+            positions=torch.arange(len(ids))[None],
+            document_ids=torch.ones_like(input_ids),
+            image_ids=torch.tensor([flags]),
+            pixels=torch.stack(one.pixels) if one.pixels else torch.zeros(0, 3, 32, 32),
+            patch_mask=torch.stack(one.patch_masks) if one.pixels else torch.zeros(0, 4, 4, dtype=torch.bool),
+        )
+        out.append(int(model.logits(batch)[0, -1].argmax()))
+        ids, flags = [*ids, out[-1]], [*flags, 0]
+    return out
+
+
+PROMPTS = [
+    prompt([1, 2, 3], 1),
+    prompt([4]),
+    prompt([5, 6], 2, 3),
+    prompt([7, 8, 9, 10, 11, 12]),
+    prompt([3], 4),
+]
+
+
+@pytest.mark.parametrize("mask", ["causal", "image_full"])
+@pytest.mark.parametrize("reach", [None, 4])
+def test_a_batch_gives_what_whole_passes_give_one_by_one(mask, reach):
+    model = make_model(mask, sliding_window=reach)
+    batched = generate(model, PROMPTS, max_new_tokens=12, eos_id=None, pad_id=0)
+    assert [len(row) for row in batched] == [12] * len(PROMPTS)
+    for one, row in zip(PROMPTS, batched, strict=True):
+        assert generate(model, [one], max_new_tokens=12, eos_id=None, pad_id=0) == [row]
+        assert slowly(model, one, 12) == row
+
+
+def test_the_image_and_the_mask_matter():
+    def run(mask, image):
+        return generate(make_model(mask), [prompt([1], image)], max_new_tokens=12, eos_id=None, pad_id=0)
+
+    assert run("causal", 1) != run("causal", 5)
+    assert run("causal", 1) != run("image_full", 1)
+
+
+def test_it_ends_at_the_end_token_and_stops_early():
+    model = make_model()
+    free = generate(model, PROMPTS, max_new_tokens=12, eos_id=None, pad_id=0)
+    eos = free[0][4]
+    want = [row[: row.index(eos)] if eos in row else row for row in free]
+    assert generate(model, PROMPTS, max_new_tokens=12, eos_id=eos, pad_id=0) == want
+    calls = []
+    model.head.register_forward_hook(lambda *_: calls.append(1))
+    assert generate(model, PROMPTS[:1], max_new_tokens=500, eos_id=eos, pad_id=0) == want[:1]
+    assert len(calls) == len(want[0]) + 1
+
+
+def test_the_mode_is_put_back_and_nothing_is_asked_of_nothing():
+    model = make_model().train()
+    assert generate(model, [], max_new_tokens=3, eos_id=1, pad_id=0) == []
+    assert generate(model, PROMPTS[:2], max_new_tokens=0, eos_id=1, pad_id=0) == [[], []]
+    generate(model, PROMPTS[:1], max_new_tokens=1, eos_id=1, pad_id=0)
+    assert model.training
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="2 input_ids and 1 image_ids"):
+        Prompt(input_ids=[1, 2], image_ids=[0])
+    with pytest.raises(ValueError, match="at least one token"):
+        Prompt(input_ids=[], image_ids=[])
+    short = Prompt(
+        input_ids=PROMPTS[0].input_ids[2:],
+        image_ids=PROMPTS[0].image_ids[2:],
+        pixels=PROMPTS[0].pixels,
+        patch_masks=PROMPTS[0].patch_masks,
+    )
+    with pytest.raises(DataError, match=r"3 positions .* 4 features"):
+        generate(make_model(), [PROMPTS[1], short], max_new_tokens=1, eos_id=None, pad_id=0)

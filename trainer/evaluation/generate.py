@@ -1,0 +1,122 @@
+"""Batched greedy decoding with a cache, under the same mask as training.
+
+Shapes: B prompts, T positions of the longest prompt, S pixels a side, G patches a side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from transformers import DynamicCache
+
+from data_pipeline.batch import IGNORE, PAD_DOCUMENT, Batch
+from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.masks import dense_mask
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is to continue. `image_ids` counts from 1 within the prompt; 0 is text."""
+
+    input_ids: list[int]
+    image_ids: list[int]
+    pixels: list[torch.Tensor] = field(default_factory=list)  # each float32[3, S, S] in -1..1
+    patch_masks: list[torch.Tensor] = field(default_factory=list)  # each bool[G, G]; False on padding
+
+    def __post_init__(self) -> None:
+        if not self.input_ids or len(self.input_ids) != len(self.image_ids):
+            raise ValueError(
+                f"a prompt has {len(self.input_ids)} input_ids and {len(self.image_ids)} image_ids; "
+                "give one image id per token, and at least one token"
+            )
+        if len(self.pixels) != len(self.patch_masks):
+            raise ValueError(f"{len(self.pixels)} images but {len(self.patch_masks)} patch masks in a prompt")
+
+
+@torch.no_grad()
+def generate(
+    model: AutoregressiveVLM,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    eos_id: int | None,
+    pad_id: int,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, without prompt and without the end token.
+
+    A row ends at `eos_id` or after `max_new_tokens`; decoding ends when all rows have. With `eos_id` None
+    it takes exactly `max_new_tokens` steps, which ranks that share sharded weights have to do together.
+    """
+    if not prompts or max_new_tokens < 1:
+        return [[] for _ in prompts]
+    training = model.training
+    model.eval()
+    try:
+        device = model.new_tokens.weight.device
+        return _decode(model, _pad_left(model, prompts, pad_id).to(device), max_new_tokens, eos_id, pad_id)
+    finally:
+        model.train(training)
+
+
+def _decode(
+    model: AutoregressiveVLM, batch: Batch, max_new_tokens: int, eos_id: int | None, pad_id: int
+) -> list[list[int]]:
+    rows, length = batch.input_ids.shape
+    device = batch.input_ids.device
+    # The mask's predicate is laid out over prompt and continuation at once; a step reads its row of it.
+    later = torch.ones(rows, max_new_tokens, dtype=torch.int64, device=device)
+    see = model.see(
+        torch.cat([batch.document_ids, later], dim=1), torch.cat([batch.image_ids, 0 * later], dim=1)
+    )
+    # Without a config the cache keeps every key: a sliding window is the predicate's affair.
+    cache = DynamicCache()
+    embeddings, positions = model.embed(batch), batch.positions
+    first = 0
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    chosen: list[torch.Tensor] = []
+    for step in range(max_new_tokens):
+        mask = dense_mask(see, rows, length + step, device, first_query=first)
+        hidden = model.decode(embeddings, mask, positions, cache)
+        tokens = model.head(hidden[:, -1]).argmax(-1)
+        if eos_id is not None:
+            tokens = tokens.masked_fill(ended, pad_id)
+            chosen.append(tokens.masked_fill(ended, eos_id))
+            ended = ended | (tokens == eos_id)
+            if bool(ended.all()):
+                break
+        else:
+            chosen.append(tokens)
+        embeddings, positions = model.embed_text(tokens[:, None]), positions[:, -1:] + 1
+        first = length + step
+    return [_until(row, eos_id) for row in torch.stack(chosen, dim=1).tolist()]
+
+
+def _until(tokens: list[int], eos_id: int | None) -> list[int]:
+    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+
+
+def _pad_left(model: AutoregressiveVLM, prompts: Sequence[Prompt], pad_id: int) -> Batch:
+    """One row per prompt, all ending at the same position, so that each step adds one position to all."""
+    longest = max(len(p.input_ids) for p in prompts)
+
+    def left(values: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+        return torch.tensor([[filler] * (longest - len(v)) + list(v) for v in values])
+
+    image_ids, images = [], 0
+    for prompt in prompts:
+        image_ids.append([i and i + images for i in prompt.image_ids])
+        images += len(prompt.pixels)
+    input_ids = left([p.input_ids for p in prompts], pad_id)
+    spec = model.config.image
+    pixels = list(chain.from_iterable(p.pixels for p in prompts))
+    masks = list(chain.from_iterable(p.patch_masks for p in prompts))
+    return Batch(
+        input_ids=input_ids,
+        labels=torch.full_like(input_ids, IGNORE),
+        positions=left([range(len(p.input_ids)) for p in prompts], 0),
+        document_ids=left([[1] * len(p.input_ids) for p in prompts], PAD_DOCUMENT),
+        image_ids=left(image_ids, 0),
+        pixels=torch.stack(pixels) if pixels else torch.zeros(0, 3, spec.side, spec.side),
+        patch_mask=torch.stack(masks) if masks else torch.zeros(0, spec.grid, spec.grid, dtype=torch.bool),
+    )
