@@ -45,6 +45,30 @@ def load_page(
         raise ConfigError(_explain(e, model, file, node)) from None
 
 
+def apply_overrides(page: dict[str, Any], overrides: list[str]) -> None:
+    """Set `key=value` on the page. Sections nest with dots; items of a list are addressed by their `name`."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override '{override}': expected key=value, for instance seed=1")
+        *parents, last = key.split(".")
+        node: Any = page
+        for i, part in enumerate(parents):
+            if isinstance(node, list):
+                names = [str(s.get("name")) for s in node if isinstance(s, dict)]
+                if part not in names:
+                    what = parents[i - 1].removesuffix("s")
+                    raise ConfigError(f"override '{override}': no {what} '{part}'{nearest(part, names)}")
+                node = next(s for s in node if isinstance(s, dict) and str(s.get("name")) == part)
+            else:
+                node = node.setdefault(part, {})
+            if not isinstance(node, dict | list):
+                raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
+        if isinstance(node, list):
+            raise ConfigError(f"override '{override}': name a key of '{parents[-1]}.{last}'")
+        node[last] = yaml.safe_load(value)
+
+
 def _explain(error: ValidationError, model: type[BaseModel], file: Path, node: yaml.Node | None) -> str:
     """All faults of a page, one a line: file:line, path, what was expected, nearest valid name."""
     # A key under `defaults:` is merged into every stage: say its fault once, at the line it stands on.
@@ -72,7 +96,8 @@ def _explain(error: ValidationError, model: type[BaseModel], file: Path, node: y
     return f"{len(lines)} error{'s' if len(lines) > 1 else ''} in the recipe:\n" + "\n".join(lines)
 
 
-_UNION_TAGS = ("pixel_shuffle", "perceiver")
+# pydantic puts the tag of a union into the path of an error; on the page there is no such key.
+_UNION_TAGS = ("pixel_shuffle", "perceiver", "html", "interleaved", "captions", "questions", "pdf", "scenes")
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_pipeline.errors import ConfigError, nearest
-from data_pipeline.page import find_page, load_page
+from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.evaluation.config import Evaluation
 from trainer.models.config import MODULES, Model
 
@@ -175,7 +175,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
 
     def prepare(page: dict[str, Any]) -> dict[str, Any]:
-        _apply_overrides(page, overrides or [])
+        apply_overrides(page, overrides or [])
         defaults = page.pop("defaults", None) or {}
         stages = page.get("stages")
         if isinstance(defaults, dict) and isinstance(stages, list):
@@ -188,25 +188,3 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as a page that `load_recipe` reads back to an equal value."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _apply_overrides(page: dict[str, Any], overrides: list[str]) -> None:
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override '{override}': expected key=value, for instance seed=1")
-        *parents, last = key.split(".")
-        node: Any = page
-        for part in parents:
-            if isinstance(node, list):
-                names = [s.get("name") for s in node]
-                if part not in names:
-                    raise ConfigError(f"override '{override}': no stage '{part}'{nearest(part, names)}")
-                node = node[names.index(part)]
-            else:
-                node = node.setdefault(part, {})
-            if not isinstance(node, dict | list):
-                raise ConfigError(f"override '{override}': '{part}' is a value, not a section")
-        if isinstance(node, list):
-            raise ConfigError(f"override '{override}': name a key of the stage '{last}'")
-        node[last] = yaml.safe_load(value)

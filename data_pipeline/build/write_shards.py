@@ -1,0 +1,183 @@
+"""The only sink: what is sound goes into shards, what is not is counted and listed."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+
+from data_pipeline.build.reading import Fault
+from data_pipeline.build.recipe import BuildRecipe
+from data_pipeline.build.tar import TarWriter
+from data_pipeline.manifest import Funnel, Shard, TaskRecord, commit, sha256_file, write_task_record
+from data_pipeline.sample import SCHEMA, Sample
+
+BATCH_ROWS = 32
+_SUFFIXES = {"arrow": "arrow", "webdataset": "tar"}
+TASK_OF_SHARD = re.compile(r"-(?:train|heldout)-(\d{5})-\d{3,}\.(?:arrow|tar|tar\.idx)$")
+
+
+class WriteShards(PipelineStep):
+    """Writes the shards of one task, then its record; only the record makes them count."""
+
+    type = "write"
+    name = "shards"
+
+    def __init__(self, directory: Path, recipe: BuildRecipe, fingerprint: str):
+        super().__init__()
+        self.directory = directory
+        self.recipe = recipe
+        self.fingerprint = fingerprint
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        task = _Task(self.directory, self.recipe, rank)
+        with commit(self.directory / "dropped" / f"{rank:05d}.jsonl") as listing, task:
+            for doc in data:
+                mark = doc.metadata
+                if "read" in mark:
+                    task.end_source(mark["source"], mark["read"])
+                    continue
+                for line in task.take(doc):
+                    listing.write((json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n").encode())
+                yield doc
+        record = TaskRecord(
+            task=rank,
+            tasks=world_size,
+            fingerprint=self.fingerprint,
+            shards=tuple(sorted(task.shards, key=lambda s: s.path)),
+            funnel=task.funnel,
+            bad_inputs=tuple(task.bad_inputs),
+        )
+        write_task_record(self.directory, record)
+
+
+class _Task:
+    """What one task has open and has counted so far."""
+
+    def __init__(self, directory: Path, recipe: BuildRecipe, rank: int):
+        self.directory, self.recipe, self.rank = directory, recipe, rank
+        self.open: dict[str, _Shard] = {}
+        self.number: Counter[str] = Counter()
+        self.written = 0
+        self.dropped: Counter[str] = Counter()
+        self.shards: list[Shard] = []
+        self.funnel: dict[str, Funnel] = {}
+        self.bad_inputs: list[dict[str, str]] = []
+
+    def __enter__(self) -> "_Task":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for shard in self.open.values():
+            shard.abandon(*exception)
+
+    def take(self, doc: Document) -> Iterator[dict[str, str]]:
+        """Write the sample or count it as dropped. Yields what to list: the fault, and the images cut out."""
+        mark = doc.metadata
+        fault: Fault | None = mark["fault"]
+        for cut in mark["cuts"]:
+            yield self._listed(cut, doc, "image")
+        if fault is not None:
+            self.dropped[fault.reason] += 1
+            yield self._listed(fault, doc, "sample")
+            return
+        self._write(mark["sample"], mark["source"], mark["split"])
+        self.written += 1
+
+    def end_source(self, source: str, read: int) -> None:
+        """Close the source's shards. What its reader counted must be what arrived here."""
+        for split in sorted(self.open):
+            self.shards.extend(self.open.pop(split).finish())
+        funnel = Funnel(read=read, written=self.written, dropped=dict(sorted(self.dropped.items())))
+        if not funnel.balanced:
+            raise AssertionError(f"source {source}: a step lost documents: {funnel}")
+        self.funnel[source] = funnel
+        self.written, self.dropped = 0, Counter()
+
+    def _write(self, sample: Sample, source: str, split: str) -> None:
+        if split not in self.open:
+            n = self.number[f"{source}-{split}"]
+            self.number[f"{source}-{split}"] += 1
+            stem = f"{source}-{split}-{self.rank:05d}-{n:03d}"
+            self.open[split] = _Shard(self.directory, stem, source, split, self.recipe.formats)
+        shard = self.open[split]
+        shard.add(sample)
+        if shard.samples >= self.recipe.shard_samples or shard.nbytes >= self.recipe.shard_bytes:
+            self.shards.extend(self.open.pop(split).finish())
+
+    def _listed(self, fault: Fault, doc: Document, part: str) -> dict[str, str]:
+        line = {"file": fault.file, "where": fault.where, "reason": fault.detail}
+        source = doc.metadata["source"]
+        if fault.bad:
+            self.bad_inputs.append(line)
+        return {**line, "id": doc.id, "source": source, "part": part, "class": fault.reason}
+
+
+class _Shard:
+    """One shard in every format of the recipe, row for row the same. Appears whole or not at all."""
+
+    def __init__(self, directory: Path, stem: str, source: str, split: str, formats: tuple[str, ...]):
+        self.directory, self.source, self.split = directory, source, split
+        self.paths = {f: Path("shards") / f"{stem}.{_SUFFIXES[f]}" for f in formats}
+        self.rows: list[dict[str, Any]] = []
+        self.samples = self.images = self.text_chars = self.nbytes = 0
+        self.stack = ExitStack()
+        self.arrow: pa.ipc.RecordBatchFileWriter | None = None
+        self.tar: TarWriter | None = None
+        for format, path in self.paths.items():
+            file = self.stack.enter_context(commit(directory / path))
+            if format == "arrow":
+                self.arrow = self.stack.enter_context(pa.ipc.new_file(file, SCHEMA))
+            else:
+                self.tar = self.stack.enter_context(TarWriter(file, directory / path))
+
+    def add(self, sample: Sample) -> None:
+        self.rows.append(sample.to_row())
+        self.samples += 1
+        self.images += len(sample.media)
+        self.text_chars += sum(len(s.text) for s in sample.segments if s.text)
+        self.nbytes += sum(len(b) for b in sample.image_bytes if b) + 1024
+        if len(self.rows) >= BATCH_ROWS:
+            self._flush()
+
+    def finish(self) -> list[Shard]:
+        self._flush()
+        self.stack.close()
+        return [
+            Shard(
+                path=path.as_posix(),
+                format=format,
+                split=self.split,
+                source=self.source,
+                nbytes=(self.directory / path).stat().st_size,
+                sha256=sha256_file(self.directory / path),
+                samples=self.samples,
+                images=self.images,
+                text_chars=self.text_chars,
+            )
+            for format, path in self.paths.items()
+        ]
+
+    def abandon(self, *exception: Any) -> None:
+        """Remove what is unfinished: the files were never renamed."""
+        cause = exception if exception and exception[0] else (RuntimeError, RuntimeError("abandoned"), None)
+        try:
+            self.stack.__exit__(*cause)
+        except BaseException as e:
+            if e is not cause[1]:
+                raise
+
+    def _flush(self) -> None:
+        if self.rows:
+            batch = pa.RecordBatch.from_pylist(self.rows, schema=SCHEMA)
+            if self.arrow is not None:
+                self.arrow.write_batch(batch)
+            if self.tar is not None:
+                self.tar.write(batch.to_pylist())
+            self.rows = []

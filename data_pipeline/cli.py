@@ -1,0 +1,166 @@
+"""`fovea data`: build a dataset, prove it, look at it. Each verb imports what it needs when it runs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipeline.errors import FoveaError
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Mount `data` and its verbs; each sets `run_verb`, a function from arguments to an exit code."""
+    data = subparsers.add_parser("data", help="build datasets, prove them, look at them")
+    verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
+
+    p = _verb(verbs, "build", _build, "build a dataset; safe to repeat after any kill",
+              "fovea data build scenes --inputs data/raw --out data/scenes\n"
+              "  fovea data build my_documents/ --out data/mine --bad-inputs drop")  # fmt: skip
+    p.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file, the name of a shipped recipe, or a folder of documents"
+    )
+    p.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the dataset goes (default: data/<recipe's name>)"
+    )
+    p.add_argument("--inputs", type=Path, metavar="DIR", help="relative paths of sources count from here")
+    p.add_argument("--workers", type=_positive, default=1, metavar="N", help="tasks at once (%(default)s)")
+    p.add_argument(
+        "--bad-inputs",
+        choices=("stop", "drop"),
+        help="unreadable inputs: stop and list them, or leave out and count (default: the recipe's)",
+    )
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. tasks=8 sources.scenes_qa.count=1000"
+    )
+
+    p = _verb(verbs, "verify", _verify, "read a dataset whole and prove what its manifest claims",
+              "fovea data verify data/scenes")  # fmt: skip
+    p.add_argument("directory", type=Path, metavar="DIR")
+
+    p = _verb(verbs, "stats", _stats, "what a dataset holds, and what was left out and why",
+              "fovea data stats data/scenes --json")  # fmt: skip
+    p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument("--json", action="store_true", help="as JSON")
+
+    p = _verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
+              "fovea data preview data/scenes --out preview.html --source scenes_qa")  # fmt: skip
+    p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+    p.add_argument("--split", choices=("train", "heldout"))
+    p.add_argument("--source", metavar="NAME")
+    p.add_argument("--n", type=_positive, default=20, metavar="N", help="samples (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="draws others (%(default)s)")
+
+    p = _verb(verbs, "scenes", _scenes, "write raw HTML pages and PDF files about scenes, the demo's inputs",
+              "fovea data scenes --out data/raw --pages 300 --pdfs 150")  # fmt: skip
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--pages", type=_natural, default=300, metavar="N", help="HTML pages (%(default)s)")
+    p.add_argument("--pdfs", type=_natural, default=150, metavar="N", help="PDF files (%(default)s)")
+    p.add_argument("--seed", type=int, default=0, metavar="S")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m data_pipeline.cli data ...`: these verbs alone, on machines without torch."""
+    parser = argparse.ArgumentParser(prog="fovea")
+    add_parser(parser.add_subparsers(required=True, metavar="VERB"))
+    args = parser.parse_args(argv)
+    try:
+        return args.run_verb(args)
+    except FoveaError as e:
+        sys.stderr.write(f"fovea: {e}\n")
+        return e.exit_code
+
+
+def _build(args: argparse.Namespace) -> int:
+    from data_pipeline.build.run import build
+    from data_pipeline.build.stats import stats, table
+
+    name = Path(args.recipe).resolve().name if Path(args.recipe).is_dir() else Path(args.recipe).stem
+    out = args.out or Path("data") / name
+    manifest = build(
+        args.recipe,
+        out,
+        root=args.inputs,
+        workers=args.workers,
+        bad_inputs=args.bad_inputs,
+        overrides=args.overrides,
+        say=lambda line: print(line, flush=True),
+    )
+    print("\n".join(table(stats(manifest))))
+    print(f"dataset '{manifest.name}' is in {out} (digest {manifest.digest})")
+    print(f"  Look at it:  fovea data preview {out} --out {out}/preview.html")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from data_pipeline.build.verify import verify
+
+    v = verify(args.directory)
+    print(
+        f"{args.directory}: verified {v.samples:,} samples, {v.images:,} images, {v.shards} shards, "
+        f"{v.nbytes / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from data_pipeline.build.stats import stats, table
+    from data_pipeline.manifest import read_manifest
+
+    found = stats(read_manifest(args.directory))
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(table(found)))
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from data_pipeline.build.preview import preview
+
+    page = preview(args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page, encoding="utf-8")
+    print(f"wrote {args.out} ({len(page) / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+def _scenes(args: argparse.Namespace) -> int:
+    from data_pipeline.build.scene_documents import write_documents
+
+    pages, pdfs = write_documents(args.out, args.pages, args.pdfs, args.seed)
+    print(f"wrote {args.pages} HTML pages to {pages} and {args.pdfs} PDF files to {pdfs}")
+    print(f"  Build the demo's dataset:  fovea data build scenes --inputs {args.out} --out data/scenes")
+    return 0
+
+
+def _verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help_text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=help_text,
+        description=f"{help_text[0].upper()}{help_text[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run_verb=run)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
