@@ -8,9 +8,9 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.image_spec import ImageSpec, PixelShuffle
-from trainer.config import Model
 from trainer.evaluation.generate import Prompt, generate
 from trainer.models.build import build_model
+from trainer.models.config import Model
 
 VOCABULARY, START, END, IMAGE = 40, 40, 41, 42
 

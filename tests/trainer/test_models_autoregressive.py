@@ -1,6 +1,7 @@
 """The whole model: packing, leaks, text-only batches, checkpointing and weights, in fp32 at toy size."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
-from trainer.config import Model
 from trainer.models.build import build_model
+from trainer.models.config import Model
 from trainer.models.freeze import freeze
 from trainer.models.weights import load_state, load_weights, save_weights
 
@@ -181,6 +182,11 @@ def test_the_loss_is_the_sum_over_labels():
     assert model(nothing).item() == 0.0
 
 
+def checkpointed_layers(model):
+    layers = [*model.language.base_model.layers, *model.vision.encoder.layers]
+    return [layer for layer in layers if layer.gradient_checkpointing]
+
+
 @pytest.mark.parametrize("train", [{"connector": 1.0, "new_tokens": 1.0}, {"vision": 1.0, "language": 1.0}])
 def test_activation_checkpointing_gives_equal_gradients(train):
     batch = pack([(A, picture(1)), (C, None)], [(B, picture(2))])
@@ -189,7 +195,12 @@ def test_activation_checkpointing_gives_equal_gradients(train):
         model = make_model()
         freeze(model, train)
         if checkpointed:
-            model.enable_activation_checkpointing()
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model.enable_activation_checkpointing()
+            calls = [layer._gradient_checkpointing_func for layer in checkpointed_layers(model)]
+            assert len(calls) == (4 if "vision" in train else 2)
+            assert all(call.keywords["use_reentrant"] is False for call in calls)
         model(batch).backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys()
@@ -202,11 +213,23 @@ def test_a_frozen_tower_keeps_no_graph():
     model = make_model()
     freeze(model, {"connector": 1.0})
     kept = []
-    model.vision.post_layernorm.register_forward_hook(lambda m, i, out: kept.append(out.requires_grad))
+    model.vision.post_layernorm.register_forward_hook(lambda *_: kept.append(torch.is_grad_enabled()))
     model(pack([(A, picture(1))]))
     freeze(model, {"vision": 1.0})
     model(pack([(A, picture(1))]))
     assert kept == [False, True]
+
+
+def test_positions_are_those_of_the_batch():
+    model = make_model()
+    batch = pack([(document([5, 6, 7, 8]), None)])
+    spread = dataclasses.replace(batch, positions=batch.positions * 5)
+    causal = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()  # without it transformers guesses from positions
+    want = model.language(
+        input_ids=batch.input_ids, attention_mask=causal, position_ids=spread.positions, use_cache=False
+    ).logits
+    torch.testing.assert_close(model.logits(spread), want)
+    assert not torch.allclose(model.logits(batch), want)
 
 
 def test_a_sliding_window_is_the_language_models_own():

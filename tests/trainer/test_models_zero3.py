@@ -15,7 +15,7 @@ import sys
 import torch, deepspeed
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
-from trainer.config import Model
+from trainer.models.config import Model
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze, parameter_groups
 from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM

@@ -10,7 +10,7 @@ from transformers import Cache, PreTrainedModel
 
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import PixelShuffle
-from trainer.config import Model
+from trainer.models.config import Model
 from trainer.models.language import window
 from trainer.models.loss import target_loss
 from trainer.models.masks import MaskKind, Predicate, allowed, dense_mask
@@ -110,9 +110,15 @@ class AutoregressiveVLM(nn.Module):
 
         Non-reentrant only: the reentrant kind drops gradients behind frozen inputs without an error.
         """
-        self.language.gradient_checkpointing_enable({"use_reentrant": False})
+        parts = [self.language]
         if any(p.requires_grad for p in self.vision.parameters()):
-            self.vision.gradient_checkpointing_enable({"use_reentrant": False})
+            parts.append(self.vision)
+        for part in parts:
+            # The first name is transformers' later one; the second warns there.
+            enable = (
+                getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         rows, length = batch.input_ids.shape

@@ -3,8 +3,8 @@
 from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError
-from trainer.config import Model
 from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.config import Model
 from trainer.models.connector import build_connector
 from trainer.models.masks import MaskKind
 

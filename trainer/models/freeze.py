@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from data_pipeline.errors import ConfigError, nearest
-from trainer.config import MODULES
+from trainer.models.config import MODULES
 
 
 def freeze(model: nn.Module, train: Mapping[str, float]) -> None:
