@@ -1,0 +1,169 @@
+"""What a run directory holds, read for showing: whatever is there, whatever state the run is in.
+
+A report is made of running, killed and finished runs alike. So nothing here raises because a file is absent
+or cut off: such a part is empty, and `faults` says what was there and could not be read.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One evaluation of one checkpoint: results.json and examples.json."""
+
+    stage: str
+    step: int
+    results: dict[str, Any]
+    examples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """A stage of the recipe (`spec`, empty where only a directory speaks of it) and what it left behind."""
+
+    name: str
+    spec: dict[str, Any]
+    steps: list[dict[str, Any]]
+    evaluations: list[Evaluated]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    directory: Path
+    run: dict[str, Any]
+    recipe: dict[str, Any]
+    recipe_text: str
+    environment: dict[str, Any]
+    commands: str
+    summary: dict[str, Any]
+    stages: list[StageRecord]
+    manifest: Manifest | None
+    faults: list[str] = field(default_factory=list)
+
+
+def read_run(directory: Path, dataset: Path | None = None) -> RunRecord:
+    """Everything under `directory`; the dataset's manifest from `dataset`, else where the recipe says."""
+    faults: list[str] = []
+    recipe_text = _text(directory / "recipe.resolved.yaml")
+    recipe = _recipe(recipe_text, faults)
+    return RunRecord(
+        directory=directory,
+        run=_object(directory / "run.json", faults),
+        recipe=recipe,
+        recipe_text=recipe_text,
+        environment=_object(directory / "env.json", faults),
+        commands=_text(directory / "commands.txt").strip(),
+        summary=_object(directory / "summary.json", faults),
+        stages=_stages(directory, recipe, faults),
+        manifest=_manifest(directory, recipe, dataset, faults),
+        faults=faults,
+    )
+
+
+def _stages(directory: Path, recipe: dict[str, Any], faults: list[str]) -> list[StageRecord]:
+    """The recipe's stages in its order, then directories that look like a stage and are not in it."""
+    listed = recipe.get("stages")
+    specs = {
+        str(s["name"]): s
+        for s in (listed if isinstance(listed, list) else [])
+        if isinstance(s, dict) and "name" in s
+    }
+    found = {p.parent.name for p in directory.glob("*/metrics.jsonl")}
+    found |= {p.parent.name for p in directory.glob("*/eval") if p.is_dir()}
+    return [
+        StageRecord(
+            name,
+            specs.get(name, {}),
+            _metrics(directory / name / "metrics.jsonl", faults),
+            _evaluations(directory / name, faults),
+        )
+        for name in [*specs, *sorted(found - set(specs))]
+    ]
+
+
+def _metrics(path: Path, faults: list[str]) -> list[dict[str, Any]]:
+    """One record a step, in order. A resumed run repeats steps: the last record of a step counts."""
+    by_step: dict[int, dict[str, Any]] = {}
+    lines = _text(path).splitlines()
+    bad = 0
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            bad += 1
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            by_step[record["step"]] = record
+        else:
+            bad += 1
+    if bad:
+        faults.append(f"{path.parent.name}/{path.name}: {bad} of {len(lines)} lines could not be read")
+    return [by_step[s] for s in sorted(by_step)]
+
+
+def _evaluations(stage: Path, faults: list[str]) -> list[Evaluated]:
+    found = []
+    for directory in (stage / "eval").glob("step_*"):
+        number = directory.name.removeprefix("step_")
+        results = _object(directory / "results.json", faults)
+        if not number.isdigit() or not results:
+            continue
+        examples = _json(directory / "examples.json", faults)
+        kept = [e for e in examples if isinstance(e, dict)] if isinstance(examples, list) else []
+        found.append(Evaluated(stage.name, int(number), results, kept))
+    return sorted(found, key=lambda e: e.step)
+
+
+def _manifest(
+    directory: Path, recipe: dict[str, Any], dataset: Path | None, faults: list[str]
+) -> Manifest | None:
+    if dataset is None:
+        data = recipe.get("data")
+        name = data.get("dataset") if isinstance(data, dict) else None
+        dataset = directory / (name if isinstance(name, str) else "data")
+        if not (dataset / "manifest.json").exists():
+            return None
+    try:
+        return read_manifest(dataset)
+    except DataError as e:
+        faults.append(str(e).splitlines()[0])
+        return None
+
+
+def _recipe(text: str, faults: list[str]) -> dict[str, Any]:
+    try:
+        page = yaml.safe_load(text)
+    except yaml.YAMLError:
+        faults.append("recipe.resolved.yaml: not YAML")
+        return {}
+    return page if isinstance(page, dict) else {}
+
+
+def _object(path: Path, faults: list[str]) -> dict[str, Any]:
+    value = _json(path, faults)
+    return value if isinstance(value, dict) else {}
+
+
+def _json(path: Path, faults: list[str]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        faults.append(f"{path.parent.name}/{path.name}: not JSON")
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
