@@ -124,7 +124,7 @@ def write_dataset(directory: Path) -> None:
 def write_recipe(run: Path) -> None:
     recipe = {
         "name": "demo",
-        "data": {"dataset": "data"},
+        "data": {"datasets": ["data"]},
         "model": {
             "architecture": "autoregressive",
             "image": {"side": 64},
@@ -194,8 +194,8 @@ def test_all_stages_appear_with_their_curves_and_scores(page):
         "0.412",
         "1.937",
         "yes/no",
-        "64 × 64",
-        "512.2",
+        "up to 64 pixels",
+        "8 min 32 s",
     ):
         assert found in page
 
@@ -205,6 +205,17 @@ def test_the_funnel_says_every_reason(page):
     assert "near duplicate 440, too small 300, no text 50" in page
     assert "nothing dropped" in page
     assert "Inputs that could not be read: 1" in page
+
+
+def test_each_dataset_of_the_recipe_has_its_funnel(tmp_path):
+    run = tmp_path / "run"
+    write_recipe(run)
+    path = run / "recipe.resolved.yaml"
+    path.write_text(path.read_text().replace("  - data\n", "  - data\n  - more\n"))
+    write_dataset(run / "data")
+    write_dataset(run / "more")
+    write_report(run, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().count("12,000 read") == 2
 
 
 def test_model_answers_are_escaped(page):

@@ -61,10 +61,9 @@ def render(record: RunRecord) -> str:
         score_charts=_score_charts(record.stages),
         examples=_examples(evaluations),
         question_types=_question_types(evaluations),
-        funnel=_funnel(record.manifest) if record.manifest else [],
+        datasets=[_dataset(m) for m in record.manifests],
         commands=record.commands or _command(record.run.get("command")),
         summary=_summary(record.summary),
-        bad_inputs=[b for t in record.manifest.tasks for b in t.bad_inputs] if record.manifest else [],
     )
 
 
@@ -111,13 +110,13 @@ def _cards(record: RunRecord, evaluations: list[Evaluated]) -> list[_Card]:
         cards.append(_Card("Scores", wording.MISSING, "no evaluation yet"))
     tokens = wording.compact(_total(steps, "tokens")) if steps else wording.MISSING
     cards.append(_Card("Tokens trained on", tokens, f"{wording.compact(_total(steps, 'images'))} images"))
-    cards.append(
-        _Card(
-            "Time in training steps",
-            wording.duration(_total(steps, "step_s")) if steps else wording.MISSING,
-            f"{len(steps):,} steps in {begun} stage{'s' * (begun != 1)}",
-        )
-    )
+    training = wording.duration(_total(steps, "step_s")) if steps else wording.MISSING
+    course = f"{len(steps):,} steps in {begun} stage{'s' * (begun != 1)}"
+    if finite(record.summary.get("wall_s")) is not None:
+        wall = wording.duration(record.summary["wall_s"])
+        cards.append(_Card("Wall time", wall, f"{training} of it in {course}"))
+    else:
+        cards.append(_Card("Time in training steps", training, course))
     return cards
 
 
@@ -133,7 +132,7 @@ def _model(recipe: dict[str, Any]) -> list[str]:
     if "kind" in connector:
         phrases.append(f"{str(connector['kind']).replace('_', ' ')} connector")
     if "side" in image:
-        phrases.append(f"images of {image['side']} × {image['side']} pixels")
+        phrases.append(f"images of up to {image['side']} pixels a side")
     return phrases
 
 
@@ -275,6 +274,16 @@ def _example(example: dict[str, Any]) -> dict[str, Any]:
 
 
 # --- data -----------------------------------------------------------------------------------------
+
+
+def _dataset(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "digest": manifest.digest[:12],
+        "sources": _funnel(manifest),
+        "unread": manifest.unread,
+        "bad_inputs": sum(len(t.bad_inputs) for t in manifest.tasks),
+    }
 
 
 def _funnel(manifest: Manifest) -> list[dict[str, Any]]:

@@ -45,12 +45,12 @@ class RunRecord:
     commands: str
     summary: dict[str, Any]
     stages: list[StageRecord]
-    manifest: Manifest | None
+    manifests: list[Manifest]
     faults: list[str] = field(default_factory=list)
 
 
 def read_run(directory: Path, dataset: Path | None = None) -> RunRecord:
-    """Everything under `directory`; the dataset's manifest from `dataset`, else where the recipe says."""
+    """Everything under `directory`; the manifest from `dataset`, else those that the recipe names."""
     faults: list[str] = []
     recipe_text = _text(directory / "recipe.resolved.yaml")
     recipe = _recipe(recipe_text, faults)
@@ -63,7 +63,7 @@ def read_run(directory: Path, dataset: Path | None = None) -> RunRecord:
         commands=_text(directory / "commands.txt").strip(),
         summary=_object(directory / "summary.json", faults),
         stages=_stages(directory, recipe, faults),
-        manifest=_manifest(directory, recipe, dataset, faults),
+        manifests=_manifests(directory, recipe, dataset, faults),
         faults=faults,
     )
 
@@ -122,20 +122,21 @@ def _evaluations(stage: Path, faults: list[str]) -> list[Evaluated]:
     return sorted(found, key=lambda e: e.step)
 
 
-def _manifest(
+def _manifests(
     directory: Path, recipe: dict[str, Any], dataset: Path | None, faults: list[str]
-) -> Manifest | None:
-    if dataset is None:
-        data = recipe.get("data")
-        name = data.get("dataset") if isinstance(data, dict) else None
-        dataset = directory / (name if isinstance(name, str) else "data")
-        if not (dataset / "manifest.json").exists():
-            return None
-    try:
-        return read_manifest(dataset)
-    except DataError as e:
-        faults.append(str(e).splitlines()[0])
-        return None
+) -> list[Manifest]:
+    """The manifests of the run's datasets, as far as they are built."""
+    data = recipe.get("data")
+    named = data.get("datasets") if isinstance(data, dict) else None
+    names = [n for n in named if isinstance(n, str)] if isinstance(named, list) else ["data"]
+    places = [dataset] if dataset is not None else [p for n in names if (p := directory / n).is_dir()]
+    found = []
+    for place in places:
+        try:
+            found.append(read_manifest(place))
+        except DataError as e:
+            faults.append(str(e).splitlines()[0])
+    return found
 
 
 def _recipe(text: str, faults: list[str]) -> dict[str, Any]:
