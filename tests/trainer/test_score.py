@@ -78,7 +78,7 @@ def test_raw_coco_captions_score_as_the_reference_with_its_own_tokenizer(write):
         (
             [*CAPTIONS, {"image_id": 9, "caption": ""}],
             CAPTION_REFERENCES,
-            "1 of 3 predictions .* not have: 9",
+            "1 of 3 predictions .* not have; image_id 9",
         ),
         (CAPTIONS[:1], CAPTION_REFERENCES, "1 of 2 predictions are missing; .* image_id 2"),
         ([{**c, "image_id": str(c["image_id"])} for c in CAPTIONS], CAPTION_REFERENCES, "write both alike"),
@@ -126,6 +126,6 @@ def test_the_verb_prints_one_json_object(write, capsys):
     args = parser.parse_args(
         ["score", "vqa", "--predictions", str(predictions), "--references", str(references)]
     )
-    assert args.run is run
+    assert args.run_verb is run
     assert run(args) == 0
     assert json.loads(capsys.readouterr().out)["overall"] == 80.0

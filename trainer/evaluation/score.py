@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("metric", choices=sorted(_METRICS), help="captions: COCO; vqa: the VQA challenge")
     parser.add_argument("--predictions", required=True, type=Path, metavar="FILE", help="results (JSON)")
     parser.add_argument("--references", required=True, type=Path, metavar="FILE", help="annotations (JSON)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run_verb=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,9 +131,10 @@ def _records(path: Path, noun: str, records: list[Any], id_key: str) -> list[tup
 def _text(where: str, record: dict[str, Any], key: str) -> str:
     if key not in record:
         raise DataError(f"{where}: no {key!r}; it has {', '.join(map(repr, record)) or 'no keys'}")
-    if not isinstance(record[key], str):
-        raise DataError(f"{where}: {key} must be a string, found {_kind(record[key])}")
-    return record[key]
+    text = record[key]
+    if not isinstance(text, str):
+        raise DataError(f"{where}: {key} must be a string, found {_kind(text)}")
+    return text
 
 
 def _human_answers(where: str, record: dict[str, Any]) -> list[str]:
@@ -162,8 +163,8 @@ def _check_ids(
         hint = f"\n  One file writes {key} as a number, the other as a string: write both alike."
     if unknown := [i for i in predicted if i not in wanted]:
         raise DataError(
-            f"{predictions_path}: {len(unknown)} of {len(predicted)} predictions are for a {key} "
-            f"that {references_path} does not have: {_some(unknown)}{hint}"
+            f"{predictions_path}: {len(unknown)} of {len(predicted)} predictions are for ids "
+            f"that {references_path} does not have; {key} {_some(unknown)}{hint}"
         )
     if missing := [i for i in wanted if i not in predicted]:
         raise DataError(

@@ -7,7 +7,7 @@ use the same rule.
 """
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 AGREEING = 3
@@ -64,9 +64,7 @@ def question_accuracy(answer: str, truths: Sequence[str]) -> float:
     return sum(left_out) / len(truths)
 
 
-def vqa_accuracy(
-    predictions: Mapping[Hashable, str], annotations: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
+def vqa_accuracy(predictions: Mapping[Any, str], annotations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Percent, two decimals: {"overall", "per_answer_type", "per_question_type"}.
 
     `predictions` maps question_id to the answer. An annotation is one of the challenge's own files:
