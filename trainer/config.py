@@ -23,9 +23,9 @@ class _Part(BaseModel):
 
 
 class Data(_Part):
-    """Where the dataset stands. A relative path counts from the run directory."""
+    """Where the datasets stand. A relative path counts from the run directory."""
 
-    dataset: str = Field("data", description="directory that holds manifest.json")
+    datasets: tuple[str, ...] = Field(("data",), min_length=1, description="directories with a manifest.json")
 
 
 class VisionBackbone(_Part):

@@ -18,12 +18,12 @@ from typing import Any
 import deepspeed
 import psutil
 import torch
-from data_pipeline.stream.loader import Stream
-from data_pipeline.stream.source import Source
-from data_pipeline.stream.tokens import Tokenizer
 
 from data_pipeline.errors import ConfigError, DataError, PreflightError
-from data_pipeline.manifest import Manifest, read_manifest, write_json
+from data_pipeline.manifest import write_json
+from data_pipeline.stream.datasets import Datasets
+from data_pipeline.stream.loader import Stream
+from data_pipeline.stream.tokens import Tokenizer
 from trainer.config import Recipe, Stage, dump_recipe
 from trainer.distributed import World, barrier
 from trainer.engine import checkpoint
@@ -31,9 +31,11 @@ from trainer.engine.ds_config import merge_ds_config, read_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
 from trainer.export.consolidate import consolidate
-from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.models.build import build_model, load_weights
+from trainer.models.build import build_model
 from trainer.models.freeze import freeze, parameter_groups
+from trainer.models.language import load_language
+from trainer.models.vision import load_vision
+from trainer.models.weights import load_state
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
 
 NOT_COMPARED = {"checkpoint_every", "keep_checkpoints"}
@@ -68,10 +70,9 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
         clip=stage.clip,
     )
 
-    dataset = run_dir / recipe.data.dataset
-    manifest = read_manifest(dataset)
+    datasets = Datasets.read(run_dir / d for d in recipe.data.datasets)
     tokenizer = Tokenizer.load(run_dir / recipe.backbones.path / "tokenizer")
-    fingerprints = _fingerprints(recipe, stage, manifest, tokenizer)
+    fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
 
     stage_dir = run_dir / stage.name
     found, rejected = checkpoint.newest(stage_dir)
@@ -85,16 +86,20 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
     if found is not None:
         _refuse_other_run(found, fingerprints, world)
 
-    model = build_model(recipe.model, run_dir / recipe.backbones.path, stage.mask)
+    backbones = run_dir / recipe.backbones.path
+    model = build_model(
+        recipe.model, load_vision(backbones / "vision"), load_language(backbones / "language"), stage.mask
+    )
     if found is None and stage.init_from != "backbones":
-        load_weights(model, consolidate(finished_checkpoint(recipe, run_dir, stage.init_from).path))
+        before = finished_checkpoint(recipe, run_dir, stage.init_from).path
+        load_state(model, consolidate(before), str(before))
     freeze(model, stage.train)
     if stage.activation_checkpointing:
         model.enable_activation_checkpointing()
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
     engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
 
-    stream = open_stream(recipe, stage, dataset, manifest, tokenizer, world)
+    stream = open_stream(recipe, stage, datasets, tokenizer, world)
     state = TrainState()
     if found is not None:
         checkpoint.load(engine, found)
@@ -124,11 +129,11 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
 
 
 def open_stream(
-    recipe: Recipe, stage: Stage, dataset: Path, manifest: Manifest, tokenizer: Tokenizer, world: World
+    recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: Tokenizer, world: World
 ) -> Stream:
-    """The stage's mixture over the dataset's training split."""
+    """The stage's mixture over the training split."""
     return Stream(
-        sources={name: Source.open(dataset, manifest, name, "train") for name in stage.mixture},
+        sources={name: datasets.source(name, "train") for name in stage.mixture},
         weights=stage.mixture,
         tokenizer=tokenizer,
         image=recipe.model.image,
@@ -140,7 +145,7 @@ def open_stream(
         world_size=world.size,
         loss_on=stage.loss_on,
         seed=recipe.seed,
-        manifest_digest=manifest.digest,
+        manifest_digest=datasets.digest,
     )
 
 
@@ -156,13 +161,6 @@ def finished_checkpoint(recipe: Recipe, run_dir: Path, name: str) -> checkpoint.
             + f"  Finish it first:  fovea train RECIPE --stage {name} --run {run_dir}"
         )
     return found
-
-
-def load_for_inference(recipe: Recipe, run_dir: Path, path: Path, mask: str) -> AutoregressiveVLM:
-    """The model with a checkpoint's weights, float32, in evaluation mode."""
-    model = build_model(recipe.model, run_dir / recipe.backbones.path, mask)
-    load_weights(model, consolidate(path))
-    return model.float().eval()
 
 
 def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[str, Any]) -> None:
@@ -194,13 +192,13 @@ def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[
     )
 
 
-def _fingerprints(recipe: Recipe, stage: Stage, manifest: Manifest, tokenizer: Tokenizer) -> dict[str, Any]:
+def _fingerprints(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a checkpoint must share with the run that resumes from it."""
     return {
         "seed": recipe.seed,
         "model": recipe.model.model_dump(mode="json"),
         "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in NOT_COMPARED},
-        "data": manifest.digest,
+        "data": datasets.digest,
         "tokenizer": tokenizer.fingerprint,
     }
 

@@ -1,0 +1,280 @@
+"""`fovea`: thin verbs. What a verb needs is imported inside it, so `fovea --help` loads no torch."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from data_pipeline.cli import add_parser as add_data_parser
+from data_pipeline.errors import ConfigError, FoveaError
+from trainer.evaluation.score import add_parser as add_score_parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; errors whose fix is the user's are printed as text and become the exit code."""
+    # DeepSpeed looks for an accelerator when it is imported; a machine without one says so here.
+    if "DS_ACCELERATOR" not in os.environ and not Path("/dev/nvidiactl").exists():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no weights or data from a hub at run time
+    args = _parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = args.run_verb
+    try:
+        return verb(args)
+    except FoveaError as e:
+        if int(os.environ.get("RANK", 0)) == 0:  # all ranks meet the same error: say it once
+            sys.stderr.write(f"fovea: {e}\n")
+        return e.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("fovea: interrupted; the same command resumes\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fovea",
+        description="Train vision-language models: from raw documents to an evaluated, exported model.",
+        epilog="Start with:  fovea demo --fast",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    p = _verb(
+        verbs,
+        "demo",
+        _demo,
+        "the whole road on this machine, in minutes",
+        "fovea demo --out runs/demo\n  fovea demo --data my_documents --out runs/mine",
+    )
+    p.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="run directory (%(default)s)"
+    )
+    p.add_argument("--fast", action="store_true", help="the same road with less data and fewer steps")
+    p.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="a folder of your documents: HTML, PDF, captions.json, qa.json",
+    )
+    p.add_argument(
+        "--scenes-weight",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="with --data: share of generated scenes beside the documents, 0 to 1 (%(default)s)",
+    )
+    p.add_argument(
+        "--bad-inputs",
+        choices=("stop", "drop"),
+        default="stop",
+        help="with --data: stop at files that cannot be read, or drop and count them (%(default)s)",
+    )
+    p.add_argument("--nproc", type=int, default=2, metavar="N", help="ranks (%(default)s)")
+
+    add_data_parser(verbs)
+
+    p = _verb(
+        verbs,
+        "backbones",
+        _backbones,
+        "train a tokenizer and small backbones for a recipe",
+        "fovea backbones tiny --run runs/demo",
+    )
+    p.add_argument("recipe", metavar="RECIPE")
+    p.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    p.add_argument(
+        "--scenes",
+        type=Path,
+        metavar="DIR",
+        help="dataset whose samples carry objects, for the tower (default: the recipe's dataset)",
+    )
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+
+    p = _verb(
+        verbs,
+        "train",
+        _train,
+        "train one stage; the same command resumes it",
+        "fovea train tiny --stage align --run runs/demo --nproc 2 stages.align.lr=5e-4",
+    )
+    p.add_argument("recipe", metavar="RECIPE", help="a YAML page, or the name of one that ships")
+    p.add_argument("--stage", required=True, metavar="NAME")
+    p.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    p.add_argument(
+        "--nproc",
+        type=int,
+        default=1,
+        metavar="N",
+        help="ranks to start here (%(default)s); under torchrun or Slurm they come from the job",
+    )
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+
+    p = _verb(
+        verbs,
+        "eval",
+        _eval,
+        "evaluate a checkpoint on held-out samples, beside its blind baseline",
+        "fovea eval runs/demo/align/checkpoints/step_000200",
+    )
+    p.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a checkpoint, or a stage's directory for its newest one",
+    )
+    p.add_argument("--suite", default="heldout", choices=("heldout",), help="(%(default)s)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="also write the results there")
+
+    add_score_parser(verbs)
+
+    p = _verb(
+        verbs,
+        "export",
+        _export,
+        "a model directory, reopened and compared before it is called done",
+        "fovea export runs/demo/adapt exported",
+    )
+    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and compared there")
+
+    p = _verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html)")
+    return parser
+
+
+def _verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int] | None,
+    help_text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=help_text,
+        description=help_text[0].upper() + help_text[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run_verb=run)
+    return parser
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from trainer.demo import demo
+
+    demo(
+        out=args.out,
+        fast=args.fast,
+        data=args.data,
+        scenes_weight=args.scenes_weight,
+        bad_inputs=args.bad_inputs,
+        nproc=args.nproc,
+    )
+    return 0
+
+
+def _backbones(args: argparse.Namespace) -> int:
+    from trainer.config import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    from trainer.backbones import make_backbones
+
+    texts = [args.run / d for d in recipe.data.datasets]
+    reached = make_backbones(recipe, args.run / recipe.backbones.path, texts, args.scenes or texts[0])
+    print(json.dumps(reached))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from trainer.config import load_recipe
+    from trainer.launch import is_rank, launch, only_one
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    stage = recipe.stage(args.stage)
+    if not is_rank():
+        if args.nproc < 1:
+            raise ConfigError(f"--nproc {args.nproc}: at least 1 rank is needed")
+        from data_pipeline.manifest import read_manifest
+        from trainer.engine.ds_config import read_ds_config
+
+        stage.accumulation(args.nproc)
+        read_ds_config(stage.ds_config)
+        for dataset in recipe.data.datasets:
+            read_manifest(args.run / dataset)
+        argv = ["train", str(args.recipe), "--stage", stage.name, "--run", str(args.run), *args.overrides]
+        with only_one(args.run / stage.name):
+            return launch(argv, args.nproc)
+
+    _quiet_libraries()
+    from trainer.distributed import close_world, init_world
+    from trainer.loop import train
+    from trainer.run import build_run
+
+    world = init_world()
+    run = build_run(recipe, stage, args.run, world)
+    if world.is_main:
+        start = run.state.step
+        if start == stage.steps:
+            print(f"{stage.name}: finished already, at step {start}")
+        elif start:
+            print(f"{stage.name}: resuming after step {start}")
+    train(run)
+    close_world()
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from data_pipeline.manifest import write_json
+    from trainer.evaluation.suite import describe
+    from trainer.trained import evaluate_trained, open_trained
+
+    results = evaluate_trained(open_trained(args.checkpoint))
+    if args.out:
+        write_json(args.out, results)
+    print(describe(results))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from trainer.trained import export_trained, open_trained
+
+    about = export_trained(open_trained(args.checkpoint), args.directory)
+    if args.json:
+        from data_pipeline.manifest import write_json
+
+        write_json(args.json, about)
+    print(
+        f"exported {about['checkpoint']} to {args.directory}: {about['parameters']:,} parameters, "
+        f"{about['tensors']} tensors, largest logit difference {about['max_logit_diff']:g}"
+    )
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from trainer.observe.report import write_report
+
+    out = args.out or args.run / "report.html"
+    write_report(args.run, out)
+    print(f"wrote {out}")
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Their start-up notices are no news to a user; errors still come through."""
+    import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|transformers)\b.*")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""A checkpoint with everything needed to use it: evaluate it, export it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.manifest import write_json
+from data_pipeline.stream.chat import Rendered
+from data_pipeline.stream.collate import Document, collate
+from data_pipeline.stream.datasets import Datasets
+from data_pipeline.stream.decode import Picture
+from data_pipeline.stream.pack import Piece
+from data_pipeline.stream.tokens import Tokenizer
+from trainer.config import Recipe, Stage, load_recipe
+from trainer.engine import checkpoint
+from trainer.evaluation.suite import Subject, evaluate
+from trainer.export.consolidate import consolidate
+from trainer.export.hf import export, load_exported
+from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.build import build_model
+from trainer.models.language import load_language
+from trainer.models.vision import load_vision
+from trainer.models.weights import load_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A verified checkpoint, the recipe and stage that made it, and its model in float32."""
+
+    checkpoint: checkpoint.Checkpoint
+    recipe: Recipe
+    stage: Stage
+    run_dir: Path
+    weights: dict[str, torch.Tensor]
+    model: AutoregressiveVLM
+    tokenizer: Tokenizer
+
+
+def open_trained(path: Path) -> Trained:
+    """The checkpoint at `path`, or the newest of the stage directory `path`.
+
+    Raises ConfigError where the path is neither, DataError where the checkpoint does not verify.
+    """
+    path = path.resolve()
+    if path.name.startswith("step_"):
+        found, stage_dir = checkpoint.verify(path), path.parents[1]
+    else:
+        stage_dir = path
+        newest, rejected = checkpoint.newest(stage_dir)
+        if newest is None and rejected:
+            raise DataError("\n  ".join(["no checkpoint verifies:", *rejected]))
+        if newest is None:
+            raise ConfigError(
+                f"{path} is no checkpoint and no stage with checkpoints.\n"
+                "  Expected RUN/STAGE or RUN/STAGE/checkpoints/step_N."
+            )
+        found = newest
+    run_dir = stage_dir.parent
+    recipe = load_recipe(run_dir / "recipe.resolved.yaml")
+    stage = recipe.stage(stage_dir.name)
+    backbones = run_dir / recipe.backbones.path
+    tokenizer = Tokenizer.load(backbones / "tokenizer")
+    if tokenizer.fingerprint != found.fingerprints["tokenizer"]:
+        raise DataError(
+            f"{backbones / 'tokenizer'} is not the tokenizer that {found.path} was trained with: "
+            f"fingerprint {tokenizer.fingerprint[:12]}, recorded is {found.fingerprints['tokenizer'][:12]}."
+        )
+    weights = consolidate(found.path)
+    model = build_model(
+        recipe.model, load_vision(backbones / "vision"), load_language(backbones / "language"), stage.mask
+    )
+    load_state(model, weights, str(found.path))
+    return Trained(
+        checkpoint=found,
+        recipe=recipe,
+        stage=stage,
+        run_dir=run_dir,
+        weights=weights,
+        model=model.float().eval(),
+        tokenizer=tokenizer,
+    )
+
+
+def evaluate_trained(trained: Trained) -> dict[str, Any]:
+    """Held-out scores beside their blind baselines, written to STAGE/eval/step_N/{results,examples}.json."""
+    recipe, found = trained.recipe, trained.checkpoint
+    datasets = Datasets.read(trained.run_dir / d for d in recipe.data.datasets)
+    scores, examples = evaluate(
+        Subject(
+            trained.model,
+            trained.tokenizer,
+            recipe.model.image,
+            recipe.model.image_tokens,
+            recipe.evaluation.batch,
+            recipe.evaluation.max_new_tokens,
+        ),
+        {name: datasets.source(name, "heldout") for name in datasets.names("heldout")},
+        recipe.evaluation,
+        sequence_length=trained.stage.sequence_length,
+        seed=recipe.seed,
+    )
+    results = {"stage": trained.stage.name, "step": found.step, **scores}
+    directory = found.path.parents[1] / "eval" / found.path.name
+    write_json(directory / "results.json", results)
+    write_json(directory / "examples.json", examples)
+    return results
+
+
+def export_trained(trained: Trained, out: Path) -> dict[str, Any]:
+    """Export, reopen, and compare logits on a probe batch. Raises DataError unless they are identical."""
+    about = {
+        "trained": {
+            "recipe": trained.recipe.name,
+            "stage": trained.stage.name,
+            "step": trained.checkpoint.step,
+        }
+    }
+    export(
+        trained.weights,
+        trained.recipe.model,
+        trained.stage.mask,
+        trained.run_dir / trained.recipe.backbones.path,
+        out,
+        about,
+    )
+    reopened = load_exported(out)
+    probe = _probe(trained.recipe, trained.tokenizer)
+    with torch.no_grad():
+        difference = float((trained.model.logits(probe) - reopened.logits(probe)).abs().max())
+    if difference != 0.0:
+        raise DataError(f"{out}: reopened, its logits differ by {difference:g} from the checkpoint's.")
+    return {
+        "checkpoint": str(trained.checkpoint.path),
+        "parameters": sum(t.numel() for t in trained.weights.values()),
+        "tensors": len(trained.weights),
+        "max_logit_diff": difference,
+    }
+
+
+def _probe(recipe: Recipe, tokenizer: Tokenizer) -> Batch:
+    """A batch of one random document with a random picture: enough to tell two models apart."""
+    draw = torch.Generator().manual_seed(recipe.seed)
+    side, grid, count = recipe.model.image.side, recipe.model.image.grid, recipe.model.image_tokens
+    text = torch.randint(0, tokenizer.text_vocab_size, (32,), generator=draw).numpy()
+    span = np.full(count, tokenizer.image_id)
+    ids = np.concatenate([[tokenizer.image_start_id], span, [tokenizer.image_end_id], text])
+    visual = (ids == tokenizer.image_id).astype(np.int64)
+    document = Rendered(input_ids=ids, loss=np.zeros(len(ids), np.bool_), image_ids=visual, images=(0,))
+    picture = Picture(
+        pixels=torch.rand(3, side, side, generator=draw) * 2 - 1,
+        patch_mask=torch.ones(grid, grid, dtype=torch.bool),
+    )
+    return collate(
+        [[Document(Piece("probe", "probe", 0, document), (picture,))]],
+        tokenizer=tokenizer,
+        image=recipe.model.image,
+        image_tokens=count,
+        sequence_length=len(ids),
+    )
