@@ -9,10 +9,27 @@ from pathlib import Path
 from data_pipeline.errors import FoveaError
 
 
+class IntermixedParser(argparse.ArgumentParser):
+    """Lets `key=value` stand after options; plain argparse refuses `RECIPE --out DIR key=value`."""
+
+    _inside = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        if self._inside:  # parse_known_intermixed_args calls back, once for options and once for the rest
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Mount `data` and its verbs; each sets `run_verb`, a function from arguments to an exit code."""
     data = subparsers.add_parser("data", help="build datasets, prove them, look at them")
-    verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
+    verbs = data.add_subparsers(
+        dest="data_verb", required=True, metavar="VERB", parser_class=IntermixedParser
+    )
 
     p = _verb(verbs, "build", _build, "build a dataset; safe to repeat after any kill",
               "fovea data build scenes --inputs data/raw --out data/scenes\n"

@@ -76,15 +76,18 @@ class Folder:
             return Fault(reason=reason, detail=detail, bad=True, file=file, where=where)
 
         shown = reference if len(reference) <= 120 else f"{reference[:117]}..."
-        if urlsplit(reference).scheme or reference.startswith("//"):
+        if reference.startswith("data:"):
+            return fault("embedded image", "images inside the page's text are not read")
+        if _is_remote(reference):
             return fault("remote image", f"'{shown}' is no local file; nothing is fetched from the network")
-        if "\0" in reference:
-            return fault("missing image", f"'{shown!r}' is no file name")
-        candidates = [(b / reference).resolve() for b in base]
-        inside = [c for c in candidates if c.is_relative_to(self.root)]
-        if not inside:
+        try:
+            candidates = [(b / reference).resolve() for b in base]
+            inside = [c for c in candidates if c.is_relative_to(self.root)]
+            path = next((c for c in inside if c.is_file()), None)
+        except (OSError, RuntimeError, ValueError):  # no name of a file: too long, NUL, a circle of links
+            return fault("missing image", f"{shown!r} names no file")
+        if path is None and len(inside) < len(candidates):
             return fault("path leaves the source", f"'{shown}' lies outside the source's folder")
-        path = next((c for c in inside if c.is_file()), None)
         if path is None:
             return fault("missing image", f"no file '{shown}'")
         if (size := path.stat().st_size) > self.max_bytes:
@@ -98,10 +101,16 @@ class Folder:
         return Picture(media, data)
 
 
+def _is_remote(reference: str) -> bool:
+    try:
+        return bool(urlsplit(reference).scheme) or reference.startswith("//")
+    except ValueError:  # looks like an address, and is not even that
+        return True
+
+
 def html_reference(src: str) -> str:
     """An `src` attribute as a file name: `images/a%20b.png?x` is `images/a b.png`."""
-    parts = urlsplit(src.strip())
-    return src if parts.scheme or parts.netloc else unquote(parts.path)
+    return src if _is_remote(src) else unquote(urlsplit(src.strip()).path)
 
 
 def files_below(path: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -1,0 +1,139 @@
+"""A build as a whole: the same bytes every time, whatever kills it, and never over another dataset."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipeline.build.recipe import BuildRecipe, load_build
+from data_pipeline.build.run import build
+from data_pipeline.build.verify import verify
+from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.manifest import read_manifest
+
+
+def recipe(**changes):
+    sources = [
+        {"name": "dense", "kind": "scenes", "style": "dense", "count": 60},
+        {"name": "qa", "kind": "scenes", "style": "questions", "count": 30, "per_scene": 3},
+        {"name": "talk", "kind": "scenes", "style": "dialogue", "count": 20},
+        {"name": "text", "kind": "scenes", "style": "text", "count": 20},
+    ]
+    return BuildRecipe(
+        **{"name": "t", "tasks": 3, "heldout": 0.2, "shard_samples": 16, "sources": sources, **changes}
+    )
+
+
+def contents(directory):
+    return {p.name: p.read_bytes() for p in sorted((directory / "shards").iterdir())}
+
+
+def test_bytes_depend_neither_on_the_run_nor_on_the_workers_nor_on_the_place(tmp_path):
+    one = build(recipe(), tmp_path / "a")
+    two = build(recipe(), tmp_path / "b/elsewhere", workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b/elsewhere")
+    assert one.digest == two.digest
+    assert one == two
+    verify(tmp_path / "a")
+
+
+def test_a_repeat_of_a_finished_build_does_nothing(tmp_path):
+    first = build(recipe(), tmp_path)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
+    assert build(recipe(), tmp_path) == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()} == times
+
+
+def test_a_lost_or_truncated_shard_is_made_again_and_only_its_task(tmp_path):
+    first = build(recipe(), tmp_path)
+    victim = next(p for p in (tmp_path / "shards").glob("*-00001-000.arrow"))
+    other = next(p for p in (tmp_path / "shards").glob("*-00002-000.arrow"))
+    before = other.stat().st_mtime_ns
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert build(recipe(), tmp_path).digest == first.digest
+    assert other.stat().st_mtime_ns == before
+    verify(tmp_path)
+
+
+def test_every_picture_is_in_one_split_only_though_sources_share_scenes(tmp_path):
+    build(recipe(), tmp_path)
+    verify(tmp_path)  # fails where an image is in both
+    manifest = read_manifest(tmp_path)
+    assert {s.split for s in manifest.shards(source="dense")} == {"train", "heldout"}
+
+
+def test_another_recipe_is_refused_and_says_what_to_do(tmp_path):
+    build(recipe(), tmp_path)
+    with pytest.raises(DataError, match=r"made of another recipe[\s\S]*Choose another --out"):
+        build(recipe(heldout=0.3), tmp_path)
+    with pytest.raises(DataError, match="another recipe"):
+        build(recipe(tasks=4), tmp_path)
+
+
+def test_a_directory_with_shards_of_unknown_origin_is_refused(tmp_path):
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(DataError, match="not a build"):
+        build(recipe(), tmp_path)
+
+
+CHILD = """
+import sys
+from data_pipeline.build import run
+from data_pipeline.build.recipe import load_build
+recipe, root = load_build(sys.argv[1])
+if __name__ == "__main__":
+    run.build(recipe, sys.argv[2], root=root, workers=int(sys.argv[3]))
+"""
+PAGE = """
+name: killed
+tasks: 4
+shard_samples: 100
+sources:
+  - {name: dense, kind: scenes, style: dense, count: 1200}
+"""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "workers"), [("shards/*.tmp-*", 1), ("manifest/00001.json", 1), ("manifest/*.json", 2)]
+)
+def test_a_build_killed_in_the_middle_ends_in_the_same_dataset(tmp_path, pattern, workers):
+    (tmp_path / "child.py").write_text(CHILD)
+    page, out = tmp_path / "r.yaml", tmp_path / "out"
+    page.write_text(PAGE)
+    child = subprocess.Popen(
+        [sys.executable, str(tmp_path / "child.py"), str(page), str(out), str(workers)],
+        start_new_session=True,
+    )
+    until = time.monotonic() + 120
+    while not list(out.glob(pattern)) and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (out / "manifest.json").exists(), "killed too late to prove anything"
+    whole = build(load_build(page)[0], tmp_path / "whole")
+    assert build(load_build(page)[0], out).digest == whole.digest
+    assert not list(out.rglob("*.tmp-*"))
+    assert contents(out) == contents(tmp_path / "whole")
+    verify(out)
+
+
+def test_a_recipe_with_faults_names_line_key_and_the_nearest_valid_one(tmp_path):
+    page = tmp_path / "r.yaml"
+    page.write_text("name: x\nhaldout: 0.1\nsources:\n  - {name: a, kind: scenes, style: dense, cuont: 3}\n")
+    with pytest.raises(ConfigError) as e:
+        load_build(page)
+    text = str(e.value)
+    assert "r.yaml:2: haldout: unknown key 'haldout'; did you mean 'heldout'?" in text
+    assert "r.yaml:4: sources.a.cuont: unknown key 'cuont'; did you mean 'count'?" in text
+    assert "'count' is missing" in text
+
+
+def test_overrides_reach_a_source_by_its_name():
+    changed, _ = load_build("scenes", ["sources.scenes_qa.count=7", "tasks=1"])
+    assert next(s.count for s in changed.sources if s.name == "scenes_qa") == 7
+    assert changed.tasks == 1
+    with pytest.raises(ConfigError, match="no source 'scenes_aq'; did you mean 'scenes_qa'"):
+        load_build("scenes", ["sources.scenes_aq.count=7"])
