@@ -5,15 +5,17 @@ tasks, or a shard that is gone. Here a task is done if its record exists, is of 
 are there in their recorded size.
 """
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from pathlib import Path
 
-import multiprocess
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, TransientError
 from data_pipeline.manifest import read_task_record, task_record_path
 
 
@@ -58,10 +60,17 @@ class BuildExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 done(self._run_rank(rank))
             return
-        context = multiprocess.get_context(self.start_method)
-        with context.Pool(min(self.workers, len(ranks))) as pool:
-            for rank in pool.imap_unordered(self._run_rank, ranks):
-                done(rank)
+        # Not a Pool of multiprocessing: that waits for ever for a worker which the kernel has killed.
+        context = multiprocessing.get_context(self.start_method)
+        try:
+            with ProcessPoolExecutor(min(self.workers, len(ranks)), mp_context=context) as pool:
+                for future in as_completed([pool.submit(self._run_rank, rank) for rank in ranks]):
+                    done(future.result())
+        except BrokenProcessPool:
+            raise TransientError(
+                "a worker of the build died from outside (killed, or out of memory). What is done is kept:\n"
+                "  repeat the same command, with fewer --workers if memory was short"
+            ) from None
 
     def _run_rank(self, rank: int) -> int:
         # Local rank 1 of datatrove logs to its file only; rank 0 would also log to the terminal.

@@ -18,6 +18,7 @@ from data_pipeline.build.reading import (
     begins_with,
     files_below,
     html_reference,
+    read_document,
 )
 from data_pipeline.build.recipe import HtmlSource
 
@@ -87,6 +88,8 @@ _BLOCKS = _HEADINGS | frozenset(
     ]
 )
 _SPACED = frozenset(("br", "td", "th"))
+# Pages carry these as ornaments; that they are not read is noted, and no reason to stop.
+_NO_PICTURES = (".svg", ".svgz", ".ico", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _META_CHARSET = re.compile(rb"""<meta[^>]+charset=["']?([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
 _XML_CHARSET = re.compile(rb"""<\?xml[^>]+encoding=["']([A-Za-z0-9_.:-]+)""")
 
@@ -107,7 +110,10 @@ class HtmlReader:
 
     def read(self, unit: Path) -> Iterator[Item]:
         file = self.folder.name(unit)
-        page = unit.read_bytes()
+        page = read_document(unit, file)
+        if isinstance(page, Fault):
+            yield Item.failed(page)
+            return
         if b"\0" in page[:4096] or b"<" not in page[:65536]:
             detail = f"not an HTML page: begins with {begins_with(page)}"
             fault = Fault(reason="unreadable file", detail=detail, bad=True, file=file, where="file")
@@ -164,6 +170,10 @@ class HtmlReader:
         reference = html_reference(node.attributes.get("src") or "")
         alt = " ".join((node.attributes.get("alt") or "").split())
         where = f"<img src={reference[:80]!r}>"
+        if reference.lower().endswith(_NO_PICTURES):
+            detail = f"{reference[:80]!r} is no JPEG, PNG, WebP or GIF"
+            fault = Fault(reason="unsupported image format", detail=detail, bad=False, file=file, where=where)
+            return Block(cut=fault)
         found = self.folder.picture(reference, (page.parent,), file, where, alt)
         # Pages point to what was not saved with them as a matter of course: noted, not an alarm.
         return (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pypdfium2 as pdfium
 
-from data_pipeline.build.reading import Fault, Folder, Item, begins_with, files_below
+from data_pipeline.build.reading import Fault, Folder, Item, begins_with, files_below, read_document
 from data_pipeline.build.recipe import PdfSource
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
@@ -29,7 +29,10 @@ class PdfReader:
 
     def read(self, unit: Path) -> Iterator[Item]:
         file = self.folder.name(unit)
-        data = unit.read_bytes()
+        data = read_document(unit, file)
+        if isinstance(data, Fault):
+            yield Item.failed(data)
+            return
         # The specification allows a preamble of 1024 bytes before the header.
         if b"%PDF-" not in data[:1024]:
             detail = f"not a PDF: begins with {begins_with(data)}, expected %PDF-"

@@ -113,6 +113,15 @@ def html_reference(src: str) -> str:
     return src if _is_remote(src) else unquote(urlsplit(src.strip()).path)
 
 
+def read_document(path: Path, file: str) -> bytes | Fault:
+    """The bytes of a file, or the fault that says why the system does not give them."""
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        detail = f"cannot be opened: {e.strerror}"
+        return Fault(reason="unreadable file", detail=detail, bad=True, file=file, where="file")
+
+
 def files_below(path: Path, suffixes: Sequence[str]) -> list[Path]:
     """The file itself, or the folder's files of these suffixes, in a fixed order. Links are not followed."""
     if path.is_file():

@@ -200,14 +200,19 @@ def _stop_at_bad_inputs(records: Sequence[TaskRecord], directory: Path) -> None:
     bad = list({json.dumps(b, sort_keys=True): b for r in records for b in r.bad_inputs}.values())
     if not bad:
         return
-    lines = [f"  {b['file']} ({b['where']}): {b['reason']}" for b in bad[:_SHOWN]]
+    lines = [_printable(f"  {b['file']} ({b['where']}): {b['reason']}") for b in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  ... and {len(bad) - _SHOWN} more, in {directory / 'dropped'}")
     plural = "input" if len(bad) == 1 else "inputs"
     raise DataError(
-        f"{len(bad)} {plural} cannot be read, so no dataset was declared in {directory}:\n"
+        f"{len(bad)} {plural} cannot be read; the build of {directory} stops here:\n"
         + "\n".join(lines)
         + "\n  Remove or repair them and repeat the command,\n"
         "  or leave them out and count them:  the same command with --bad-inputs drop\n"
         "  (what was read is kept: the repeat takes seconds)"
     )
+
+
+def _printable(text: str) -> str:
+    """Names and reasons come from the inputs: no control character of theirs reaches a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

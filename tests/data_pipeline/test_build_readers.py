@@ -95,19 +95,22 @@ def test_images_that_are_remote_missing_or_outside_leave_the_page_with_a_note(tm
     picture(tmp_path / "in/ok.png")
     (tmp_path / "in/x.html").write_text(
         "<p>a text that is long enough</p><img src='https://h/x.png'><img src=gone.png>"
-        "<img src='../secret.png'><img src='%2e%2e/secret.png'><img src='file:///etc/passwd'><img src=ok.png>"
+        "<img src='../secret.png'><img src='%2e%2e/secret.png'><img src='file:///etc/passwd'>"
+        "<img src=logo.svg><img src='data:image/png;base64,AA'><img src='//[bad'><img src=ok.png>"
     )
     (tmp_path / "in/link.png").symlink_to(tmp_path / "secret.png")
     _, samples, _ = built(tmp_path / "in", tmp_path / "out", kind="html", path=".")
     (sample,) = samples
     assert [m.url for m in sample.media] == ["ok.png"]
     assert {(e["action"], e["reason"]) for e in sample.lineage} == {
-        ("drop 2 image(s)", "remote image"),
+        ("drop 3 image(s)", "remote image"),
+        ("drop 1 image(s)", "embedded image"),
+        ("drop 1 image(s)", "unsupported image format"),
         ("drop 1 image(s)", "missing image"),
         ("drop 2 image(s)", "path leaves the source"),
     }
     listed = (tmp_path / "out/dropped/00000.jsonl").read_text().splitlines()
-    assert len(listed) == 5
+    assert len(listed) == 8
 
 
 def test_a_link_to_a_file_outside_is_not_followed(tmp_path):

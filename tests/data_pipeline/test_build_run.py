@@ -96,6 +96,46 @@ sources:
 """
 
 
+DEADLY = """
+import os, signal, sys
+from data_pipeline.build import run
+from data_pipeline.build.check_images import CheckImages
+from data_pipeline.build.recipe import load_build
+from data_pipeline.errors import TransientError
+
+def deadly(self, data, rank=0, world_size=1, whole=CheckImages.run):
+    for n, doc in enumerate(whole(self, data, rank, world_size)):
+        if rank == 1 and n == 50:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield doc
+
+CheckImages.run = deadly
+if __name__ == "__main__":
+    recipe, root = load_build(sys.argv[1])
+    try:
+        run.build(recipe, sys.argv[2], root=root, workers=2)
+    except TransientError as e:
+        print(e)
+        sys.exit(e.exit_code)
+"""
+
+
+def test_a_worker_that_is_killed_ends_the_build_with_75_and_a_repeat_completes_it(tmp_path):
+    (tmp_path / "child.py").write_text(DEADLY)
+    page, out = tmp_path / "r.yaml", tmp_path / "out"
+    page.write_text(PAGE)
+    child = subprocess.run(
+        [sys.executable, str(tmp_path / "child.py"), str(page), str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert child.returncode == 75, child.stderr
+    assert "repeat the same command" in child.stdout
+    whole = build(load_build(page)[0], tmp_path / "whole")
+    assert build(load_build(page)[0], out).digest == whole.digest
+
+
 @pytest.mark.parametrize(
     ("pattern", "workers"), [("shards/*.tmp-*", 1), ("manifest/00001.json", 1), ("manifest/*.json", 2)]
 )
