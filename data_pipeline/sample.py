@@ -199,12 +199,11 @@ class Sample:
 
     def to_row(self) -> dict[str, Any]:
         """The sample as a row of `SCHEMA`."""
-        row: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in SCHEMA.names
-        }
+        # `vars`, not `dataclasses.asdict`: its deep copies were half of a build's time.
+        row: dict[str, Any] = {k: v for k, v in vars(self).items() if k != "image_bytes"}
         row["schema_version"] = SCHEMA_VERSION
-        row["segments"] = [dataclasses.asdict(s) for s in self.segments]
-        row["media"] = [dataclasses.asdict(m) for m in self.media]
+        row["segments"] = [dict(vars(s)) for s in self.segments]
+        row["media"] = [dict(vars(m)) for m in self.media]
         row["images"] = [{"bytes": b, "path": None} for b in self.image_bytes]
         return row
 
