@@ -15,7 +15,8 @@ class IntermixedParser(argparse.ArgumentParser):
     _inside = False
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
-        if self._inside:  # parse_known_intermixed_args calls back, once for options and once for the rest
+        # parse_known_intermixed_args calls back, and it does not know verbs within verbs.
+        if self._inside or self._subparsers is not None:
             return super().parse_known_args(args, namespace)
         self._inside = True
         try:

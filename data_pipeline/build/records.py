@@ -1,4 +1,4 @@
-"""Records in files: a JSON list, or JSON Lines. A broken line costs that line, not the file."""
+"""Records in files: a JSON list, JSON Lines, or COCO. A broken line costs that line, not the file."""
 
 import json
 from collections.abc import Sequence
@@ -55,12 +55,32 @@ def load_records(path: Path, file: str) -> list[Record]:
     if path.suffix.lower() == ".jsonl":
         return [parse(f"line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
-        values = json.loads(text)
+        values = _coco_records(json.loads(text))
     except (ValueError, RecursionError) as e:
         return [broken("file", f"not JSON: {e}")]
     if not isinstance(values, list):
         return [broken("file", f"expected a list of records, found {type(values).__name__}")]
     return [record(f"record {i}", v) for i, v in enumerate(values)]
+
+
+def _coco_records(page: Any) -> Any:
+    """COCO's own caption files: `images` and `annotations` joined, a record per image. Else the page."""
+    if not isinstance(page, dict):
+        return page
+    images, annotations = page.get("images"), page.get("annotations")
+    if not (isinstance(images, list) and isinstance(annotations, list)):
+        return page
+    captions: dict[Any, list[Any]] = {}
+    for a in annotations:
+        if isinstance(a, dict) and a.get("caption"):
+            captions.setdefault(a.get("image_id"), []).append(a["caption"])
+    licences = {x.get("id"): x for x in page.get("licenses") or [] if isinstance(x, dict)}
+    return [
+        {**i, "captions": captions.get(i.get("id"), []), "license": licences.get(i.get("license"))}
+        if isinstance(i, dict)
+        else i
+        for i in images
+    ]
 
 
 def record_picture(record: Record, folder: Folder, alt: str | None = None) -> Picture | Fault | None:

@@ -161,6 +161,19 @@ def test_captions_become_one_sample_per_image_with_roles(tmp_path):
     assert [s.license for s in samples] == ["L u", "S"]
 
 
+def test_captions_in_the_format_of_coco_are_joined_with_their_images(tmp_path):
+    picture(tmp_path / "in/images/a.jpg")
+    page = {
+        "images": [{"id": 9, "file_name": "a.jpg", "license": 4}],
+        "annotations": [{"image_id": 9, "caption": "one"}, {"image_id": 9, "caption": "two"}],
+        "licenses": [{"id": 4, "name": "BY", "url": "u"}],
+    }
+    (tmp_path / "in/captions_val2017.json").write_text(json.dumps(page))
+    _, (sample,), _ = built(tmp_path / "in", tmp_path / "out", kind="captions", path=".")
+    assert [s.text for s in sample.segments] == [None, "one", "two"]
+    assert sample.license == "BY u"
+
+
 def test_questions_become_turns_where_only_answers_carry_loss(tmp_path):
     picture(tmp_path / "in/a.jpg")
     records = [

@@ -177,3 +177,13 @@ def test_overrides_reach_a_source_by_its_name():
     assert changed.tasks == 1
     with pytest.raises(ConfigError, match="no source 'scenes_aq'; did you mean 'scenes_qa'"):
         load_build("scenes", ["sources.scenes_aq.count=7"])
+
+
+def test_building_data_loads_no_torch_and_the_command_line_loads_nothing_heavy():
+    check = (
+        "import sys, data_pipeline.cli; heavy = {'torch', 'pyarrow', 'datatrove', 'PIL'} & set(sys.modules); "
+        "import data_pipeline.build.run; "
+        "heavy |= {'torch', 'transformers', 'deepspeed', 'data_pipeline.stream'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
