@@ -180,10 +180,12 @@ def test_overrides_reach_a_source_by_its_name():
 
 
 def test_building_data_loads_no_torch_and_the_command_line_loads_nothing_heavy():
-    check = (
-        "import sys, data_pipeline.cli; heavy = {'torch', 'pyarrow', 'datatrove', 'PIL'} & set(sys.modules); "
-        "import data_pipeline.build.run; "
-        "heavy |= {'torch', 'transformers', 'deepspeed', 'data_pipeline.stream'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
-    )
+    check = """
+import sys, data_pipeline.cli
+heavy = {"torch", "pyarrow", "datatrove", "PIL"} & set(sys.modules)
+import data_pipeline.build.run
+heavy |= {"torch", "transformers", "deepspeed", "data_pipeline.stream"} & set(sys.modules)
+sys.exit(str(heavy) if heavy else 0)
+"""
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

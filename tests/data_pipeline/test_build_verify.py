@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.build.run import build
 from data_pipeline.build.verify import verify
-from data_pipeline.cli import add_parser, main
+from data_pipeline.cli import IntermixedParser, add_parser, main
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import read_manifest
 
@@ -122,7 +122,7 @@ def test_errors_become_text_and_an_exit_code(tmp_path, capsys):
 
 def test_the_verbs_mount_under_any_command_and_say_what_to_run():
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
+    add_parser(parser.add_subparsers(parser_class=IntermixedParser))
     args = parser.parse_args(["data", "build", "r.yaml", "--workers", "2", "tasks=3"])
     assert callable(args.run_verb)
     assert args.overrides == ["tasks=3"]
