@@ -32,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         dest="data_verb", required=True, metavar="VERB", parser_class=IntermixedParser
     )
 
-    p = _verb(verbs, "build", _build, "build a dataset; safe to repeat after any kill",
+    p = add_verb(verbs, "build", _build, "build a dataset; safe to repeat after any kill",
               "fovea data build scenes --inputs data/raw --out data/scenes\n"
               "  fovea data build my_documents/ --out data/mine --bad-inputs drop")  # fmt: skip
     p.add_argument(
@@ -52,16 +52,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "overrides", nargs="*", metavar="key=value", help="e.g. tasks=8 sources.scenes_qa.count=1000"
     )
 
-    p = _verb(verbs, "verify", _verify, "read a dataset whole and prove what its manifest claims",
+    p = add_verb(verbs, "verify", _verify, "read a dataset whole and prove what its manifest claims",
               "fovea data verify data/scenes")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
 
-    p = _verb(verbs, "stats", _stats, "what a dataset holds, and what was left out and why",
+    p = add_verb(verbs, "stats", _stats, "what a dataset holds, and what was left out and why",
               "fovea data stats data/scenes --json")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--json", action="store_true", help="as JSON")
 
-    p = _verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
+    p = add_verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
               "fovea data preview data/scenes --out preview.html --source scenes_qa")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.html")
@@ -70,7 +70,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     p.add_argument("--n", type=_positive, default=20, metavar="N", help="samples (%(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="draws others (%(default)s)")
 
-    p = _verb(verbs, "scenes", _scenes, "write raw HTML pages and PDF files about scenes, the demo's inputs",
+    p = add_verb(verbs, "scenes", _scenes, "write raw HTML pages and PDF files about scenes, the demo's inputs",
               "fovea data scenes --out data/raw --pages 300 --pdfs 150")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--pages", type=_natural, default=300, metavar="N", help="HTML pages (%(default)s)")
@@ -150,7 +150,7 @@ def _scenes(args: argparse.Namespace) -> int:
     return 0
 
 
-def _verb(
+def add_verb(
     verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     run: Callable[[argparse.Namespace], int],

@@ -37,7 +37,8 @@ FOREGROUND = 0.5
 def make_backbones(recipe: Recipe, out: Path, texts: list[Path], scenes: Path) -> dict[str, float]:
     """Train and write OUT/{tokenizer,language,vision}; what was reached, also in OUT/backbones.json.
 
-    The training splits of `texts` give the text; the samples of `scenes` carry objects. A directory that is complete already is left as it is.
+    The training splits of `texts` give the text; the samples of `scenes` carry objects. Backbones that
+    were made from the same recipe and data are left as they are.
     """
     record = out / "backbones.json"
     wanted = recipe.backbones.model_dump(mode="json") | {

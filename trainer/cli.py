@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from data_pipeline.cli import IntermixedParser, add_verb
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.evaluation.score import add_parser as add_score_parser
@@ -38,9 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train vision-language models: from raw documents to an evaluated, exported model.",
         epilog="Start with:  fovea demo --fast",
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=IntermixedParser)
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "demo",
         _demo,
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_data_parser(verbs)
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "backbones",
         _backbones,
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "train",
         _train,
@@ -110,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "eval",
         _eval,
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_score_parser(verbs)
 
-    p = _verb(
+    p = add_verb(
         verbs,
         "export",
         _export,
@@ -139,27 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and compared there")
 
-    p = _verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
+    p = add_verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html)")
-    return parser
-
-
-def _verb(
-    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[argparse.Namespace], int] | None,
-    help_text: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=help_text,
-        description=help_text[0].upper() + help_text[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_verb=run)
     return parser
 
 
@@ -181,6 +165,7 @@ def _backbones(args: argparse.Namespace) -> int:
     from trainer.config import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    _quiet_libraries()
     from trainer.backbones import make_backbones
 
     texts = [args.run / d for d in recipe.data.datasets]
@@ -210,7 +195,7 @@ def _train(args: argparse.Namespace) -> int:
             return launch(argv, args.nproc)
 
     _quiet_libraries()
-    from trainer.distributed import close_world, init_world
+    from trainer.distributed import close_world, init_world, lost_peers_are_transient
     from trainer.loop import train
     from trainer.run import build_run
 
@@ -222,7 +207,8 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{stage.name}: finished already, at step {start}")
         elif start:
             print(f"{stage.name}: resuming after step {start}")
-    train(run)
+    with lost_peers_are_transient(world):
+        train(run)
     close_world()
     return 0
 
@@ -266,13 +252,15 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Their start-up notices are no news to a user; errors still come through."""
-    import logging
-
+    """Their start-up notices and bars are no news to a user; errors still come through."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|transformers)\b.*")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    for name, value in {
+        "TQDM_DISABLE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DEEPSPEED_LOG_LEVEL": "error",
+    }.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 

@@ -4,11 +4,15 @@ Every function below that names "all ranks" is a collective: each rank must reac
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from data_pipeline.errors import TransientError
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,20 @@ def all_sum(world: World, *values: float) -> list[float]:
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+@contextmanager
+def lost_peers_are_transient(world: World) -> Iterator[None]:
+    """A collective that breaks because another rank died is that rank's fault, not this one's."""
+    try:
+        yield
+    except RuntimeError as e:
+        if world.size == 1 or not any(sign in str(e) for sign in _LOST_PEER):
+            raise
+        raise TransientError(f"rank {world.rank} lost its connection to another rank, and stopped.") from None
+
+
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error: remote")
 
 
 def barrier(world: World) -> None:

@@ -6,6 +6,7 @@ import time
 import torch
 
 from data_pipeline.errors import NumericError
+from data_pipeline.sample import content_id
 from trainer.distributed import all_sum
 from trainer.engine import checkpoint
 from trainer.engine.initialize import set_lr
@@ -68,10 +69,11 @@ def train_step(run: Run) -> Metrics:
     (loss_sum,) = all_sum(world, float(total))
     mean_loss = loss_sum / max(1.0, targets)
     if not math.isfinite(mean_loss):
+        ids = [i for row in run.stream.last_sample_ids for i in row]
         # Every rank sees the same sum, so every rank stops here, before the weights are touched.
         raise NumericError(
             f"stage '{stage.name}': the loss at step {step + 1} is {mean_loss}; the weights were not updated."
-            f"\n  Samples of the step: {', '.join(run.stream.last_sample_ids[:8])} …"
+            f"\n  Samples of the step: {', '.join(ids[:8])} …"
             "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
         )
     engine.step()
@@ -89,5 +91,7 @@ def train_step(run: Run) -> Metrics:
         "tokens": int(tokens),
         "target_tokens": int(targets),
         "images": int(images),
+        "fill": run.stream.fill,
+        "samples": content_id(*(i for row in run.stream.last_sample_ids for i in row)),
         "time": time.time(),
     }

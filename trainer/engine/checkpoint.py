@@ -95,7 +95,7 @@ def newest(stage_dir: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def verify(path: Path) -> Checkpoint:
-    """The checkpoint at `path`. Raises DataError unless every file has its recorded size, sha256 and owner."""
+    """The checkpoint at `path`. Raises DataError unless each file has its recorded size, digest and owner."""
     path = Path(path)
     try:
         record = json.loads((path / COMPLETE).read_text(encoding="utf-8"))

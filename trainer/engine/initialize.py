@@ -5,6 +5,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from torch import nn
 
 
@@ -17,6 +18,10 @@ def initialize(
     betas: tuple[float, float],
 ) -> deepspeed.DeepSpeedEngine:
     """The engine over `model` (all ranks). `groups` say what is trained; each may carry an `lr_scale`."""
+    if not torch.cuda.is_available():
+        # DeepSpeed would compile a shared-memory all-reduce at the first start. A rank killed meanwhile
+        # leaves the compiler's lock behind, and every later start waits for it; gloo needs none of it.
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=lr, betas=betas)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine

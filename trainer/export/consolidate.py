@@ -1,5 +1,7 @@
 """From a checkpoint's ZeRO shards to whole fp32 tensors, on one process, without an engine."""
 
+import contextlib
+import io
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ def consolidate(checkpoint: Path) -> dict[str, torch.Tensor]:
     shells behind where a shard is missed.
     """
     verify(checkpoint)
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
     weights = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
     refuse_empty(weights, str(checkpoint))
     return weights

@@ -1,4 +1,4 @@
-"""Where a step's numbers go: `metrics.jsonl` always, TensorBoard where it is installed, a line on the screen."""
+"""Where a step's numbers go: `metrics.jsonl` always, TensorBoard where installed, a line on the screen."""
 
 import importlib.util
 import json

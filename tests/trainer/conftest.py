@@ -1,0 +1,107 @@
+"""A small real dataset and small real backbones, made once by the project's own commands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RECIPE = """
+name: small
+seed: 3
+data: {datasets: [data]}
+backbones:
+  path: backbones
+  vision: {width: 16, layers: 1, heads: 2, steps: 2, batch: 4}
+  language: {width: 32, layers: 2, heads: 2, kv_heads: 1, vocabulary: 300, steps: 2, batch: 2}
+model:
+  image: {side: 32, patch: 8}
+  connector: {kind: pixel_shuffle, factor: 2}
+defaults:
+  global_batch: 4
+  micro_batch: 2
+  sequence_length: 96
+  warmup_steps: 2
+  lr: 3.0e-3
+  checkpoint_every: 4
+stages:
+  - name: align
+    init_from: backbones
+    train: {connector: 1.0, new_tokens: 1.0}
+    mixture: {scenes_alt: 1, scenes_dense: 1}
+    steps: 12
+  - name: instruct
+    init_from: align
+    train: {connector: 1.0, new_tokens: 1.0, language: 0.5}
+    mixture: {scenes_qa: 3, scenes_text: 1}
+    loss_on: answers
+    steps: 4
+evaluation: {captions: 8, questions: 8, documents: 8, batch: 4, max_new_tokens: 4}
+"""
+
+
+def fovea(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`fovea ...` as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with recipe.yaml, data/ and backbones/; not to be written to."""
+    run = tmp_path_factory.mktemp("prepared")
+    (run / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    counts = {"scenes_alt": 60, "scenes_dense": 60, "scenes_qa": 60, "scenes_dialogue": 5, "scenes_text": 20}
+    for words in (
+        ("data", "scenes", "--out", run / "raw", "--pages", 2, "--pdfs", 1),
+        ("data", "build", "scenes", "--inputs", run / "raw", "--out", run / "data",
+         *(f"sources.{k}.count={v}" for k, v in counts.items())),
+        ("backbones", run / "recipe.yaml", "--run", run),
+    ):  # fmt: skip
+        done = fovea(*words)
+        assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture
+def run_dir(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the prepared run directory, for one test."""
+    return Path(shutil.copytree(prepared, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose two stages were trained on two ranks; not to be written to."""
+    run = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "run"))
+    for stage in ("align", "instruct"):
+        done = fovea("train", run / "recipe.yaml", "--stage", stage, "--run", run, "--nproc", 2)
+        assert done.returncode == 0, done.stderr
+    return run
+
+
+def metrics(stage_dir: Path) -> list[dict[str, float]]:
+    lines = (stage_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+Fovea = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(name="fovea")
+def fovea_fixture() -> Fovea:
+    return fovea
+
+
+@pytest.fixture(name="metrics")
+def metrics_fixture() -> Callable[[Path], list[dict[str, float]]]:
+    return metrics

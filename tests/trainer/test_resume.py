@@ -1,0 +1,103 @@
+"""A killed run, repeated, is the unbroken run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
+
+
+def start(run_dir, *overrides):
+    words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2, *overrides]
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_rank_after(process, metrics_file, step, rank):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics_file.exists() and metrics_file.read_text().count("\n") >= step:
+            break
+        time.sleep(0.01)
+    ranks = [c for c in psutil.Process(process.pid).children() if c.environ().get("RANK") == str(rank)]
+    ranks[0].send_signal(signal.SIGKILL)
+
+
+def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_dir, trained, metrics):
+    unbroken = metrics(trained / "align")
+    for step, rank in ((5, 1), (9, 0)):
+        process = start(run_dir)
+        kill_rank_after(process, run_dir / "align" / "metrics.jsonl", step, rank)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 75, output
+        assert f"rank {rank}" in output
+        assert "SIGKILL" in output
+        assert "Traceback" not in output
+    process = start(run_dir)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "resuming after step" in output
+    resumed = metrics(run_dir / "align")
+    assert [{k: m[k] for k in EXACT} for m in resumed] == [{k: m[k] for k in EXACT} for m in unbroken]
+
+
+def test_a_finished_stage_is_left_as_it_is(trained, fovea, metrics):
+    before = metrics(trained / "align")
+    done = fovea("train", trained / "recipe.yaml", "--stage", "align", "--run", trained, "--nproc", 2)
+    assert done.returncode == 0, done.stderr
+    assert "finished already" in done.stdout
+    assert metrics(trained / "align") == before
+
+
+def test_resume_with_another_learning_rate_is_refused_naming_it(trained, fovea):
+    done = fovea(
+        "train",
+        trained / "recipe.yaml",
+        "--stage",
+        "align",
+        "--run",
+        trained,
+        "--nproc",
+        2,
+        "stages.align.lr=1e-5",
+    )
+    assert done.returncode == 2
+    assert "stage.lr" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_resume_with_another_number_of_ranks_is_refused_naming_the_number(trained, fovea):
+    done = fovea("train", trained / "recipe.yaml", "--stage", "align", "--run", trained, "--nproc", 1)
+    assert done.returncode == 2
+    assert "--nproc 2" in done.stderr
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_dir, trained, fovea, metrics):
+    first = fovea("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2)
+    assert first.returncode == 0, first.stderr
+    newest = run_dir / "align" / "checkpoints" / "step_000012" / "engine"
+    shard = sorted(newest.glob("*.pt"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    again = fovea("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 8" in again.stdout
+    unbroken = metrics(trained / "align")
+    assert [m["loss"] for m in metrics(run_dir / "align")] == [m["loss"] for m in unbroken]
+
+
+def test_a_stage_without_its_predecessor_says_which_command_is_missing(run_dir, fovea):
+    done = fovea("train", run_dir / "recipe.yaml", "--stage", "instruct", "--run", run_dir, "--nproc", 2)
+    assert done.returncode == 3
+    assert "--stage align" in done.stderr
+    assert "Traceback" not in done.stderr
