@@ -6,6 +6,8 @@ are there in their recorded size.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -63,7 +65,9 @@ class BuildExecutor(LocalPipelineExecutor):
         # Not a Pool of multiprocessing: that waits for ever for a worker which the kernel has killed.
         context = multiprocessing.get_context(self.start_method)
         try:
-            with ProcessPoolExecutor(min(self.workers, len(ranks)), mp_context=context) as pool:
+            with ProcessPoolExecutor(
+                min(self.workers, len(ranks)), mp_context=context, initializer=_end_with_the_build
+            ) as pool:
                 for future in as_completed([pool.submit(self._run_rank, rank) for rank in ranks]):
                     done(future.result())
         except BrokenProcessPool:
@@ -80,3 +84,14 @@ class BuildExecutor(LocalPipelineExecutor):
         finally:
             self.pipeline = pipeline
         return rank
+
+
+def _end_with_the_build() -> None:
+    """A worker of a build that was killed would wait for its next task for ever: it ends instead."""
+
+    def watch() -> None:
+        if (build := multiprocessing.parent_process()) is not None:
+            build.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from data_pipeline.build.recipe import BuildRecipe, load_build
@@ -134,6 +135,21 @@ def test_a_worker_that_is_killed_ends_the_build_with_75_and_a_repeat_completes_i
     assert "repeat the same command" in child.stdout
     whole = build(load_build(page)[0], tmp_path / "whole")
     assert build(load_build(page)[0], out).digest == whole.digest
+
+
+def test_no_worker_outlives_a_build_that_was_killed(tmp_path):
+    (tmp_path / "child.py").write_text(CHILD)
+    page, out = tmp_path / "r.yaml", tmp_path / "out"
+    page.write_text(PAGE)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "child.py"), str(page), str(out), "2"])
+    until = time.monotonic() + 60
+    while not list(out.glob("shards/*.tmp-*")) and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    workers = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait()
+    assert workers
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
 @pytest.mark.parametrize(
