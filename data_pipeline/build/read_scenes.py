@@ -44,7 +44,7 @@ class ScenesReader:
                     turns = dialogue([(q.text, q.answer)], image=True)
                     yield self._item(unit, n, scene, turns, {**known, "question_type": q.type})
             case "dialogue":
-                questions = ask(scene, rng, rng.choice((2, 3)))
+                questions = ask(scene, rng, rng.choice((4, 5, 6)))
                 turns = dialogue([(q.text, q.answer) for q in questions], image=True)
                 yield self._item(
                     unit, 0, scene, turns, {**known, "question_type": [q.type for q in questions]}

@@ -3,6 +3,7 @@
 import ctypes
 import io
 import random
+import re
 from html import escape
 from pathlib import Path
 
@@ -71,8 +72,16 @@ def _write_pdf(path: Path, n: int, seed: int) -> None:
             _draw_text(document, page, line, 20.0, y)
             y -= 14.0
         page.gen_content()
-    document.save(path)
+    saved = io.BytesIO()
+    document.save(saved)
     document.close()
+    path.write_bytes(_undated(saved.getvalue()))
+
+
+def _undated(pdf: bytes) -> bytes:
+    """The file without its time of writing and its random id, so that the same seed gives the same bytes."""
+    pdf = re.sub(rb"\(D:\d{14}", b"(D:20000101000000", pdf)
+    return re.sub(rb"(?<=<)[0-9A-F]{32}(?=>)", b"0" * 32, pdf)
 
 
 def _draw_scene(document: pdfium.PdfDocument, page: pdfium.PdfPage, scene: Scene) -> None:
