@@ -70,7 +70,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     p.add_argument("--n", type=_positive, default=20, metavar="N", help="samples (%(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="draws others (%(default)s)")
 
-    p = add_verb(verbs, "scenes", _scenes, "write raw HTML pages and PDF files about scenes, the demo's inputs",
+    p = add_verb(verbs, "scenes", _scenes, "write HTML pages and PDF files about scenes, the demo's inputs",
               "fovea data scenes --out data/raw --pages 300 --pdfs 150")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--pages", type=_natural, default=300, metavar="N", help="HTML pages (%(default)s)")

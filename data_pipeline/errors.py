@@ -32,7 +32,7 @@ class DataError(FoveaError):
 
 
 class NumericError(FoveaError):
-    """The loss or the gradient norm is not finite; nothing was applied to the weights."""
+    """The loss or the gradient norm is not finite; no checkpoint holds anything of that step."""
 
     exit_code = 5
 

@@ -1,7 +1,6 @@
 """Small backbones that the project trains itself: tokenizer, language model, vision tower.
 
-For users without pretrained weights at hand (the demo, the tests): minutes on a CPU, one process. A larger
-recipe points `backbones.path` at directories of published weights instead; the format is the same.
+For users without pretrained weights at hand (the demo, the tests): minutes on a CPU, one process.
 
 The tower learns to name what stands in each patch (background, or shape and colour) from the scenes'
 recorded objects; the language model learns the dataset's text. Neither ever sees a held-out sample.

@@ -13,6 +13,7 @@ from data_pipeline.cli import IntermixedParser, add_verb
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.evaluation.score import add_parser as add_score_parser
+from trainer.launch import is_rank, launch, only_one, report_error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,9 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return verb(args)
     except FoveaError as e:
-        if int(os.environ.get("RANK", 0)) == 0:  # all ranks meet the same error: say it once
-            sys.stderr.write(f"fovea: {e}\n")
+        report_error(e)
         return e.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stdout = None
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("fovea: interrupted; the same command resumes\n")
         return 130
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="N",
-        help="ranks to start here (%(default)s); under torchrun or Slurm they come from the job",
+        help="ranks to start here (%(default)s); under torchrun they come from it",
     )
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
@@ -176,7 +179,6 @@ def _backbones(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from trainer.config import load_recipe
-    from trainer.launch import is_rank, launch, only_one
 
     recipe = load_recipe(args.recipe, args.overrides)
     stage = recipe.stage(args.stage)
@@ -192,7 +194,8 @@ def _train(args: argparse.Namespace) -> int:
             read_manifest(args.run / dataset)
         argv = ["train", str(args.recipe), "--stage", stage.name, "--run", str(args.run), *args.overrides]
         with only_one(args.run / stage.name):
-            return launch(argv, args.nproc)
+            launch(argv, args.nproc)
+        return 0
 
     _quiet_libraries()
     from trainer.distributed import close_world, init_world, lost_peers_are_transient

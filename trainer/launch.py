@@ -1,6 +1,6 @@
 """Start the ranks of one node and stand by them. No torch here: the parent only waits.
 
-Under Slurm or torchrun the environment already names the rank, and nothing is started.
+Under torchrun the environment already names the rank, and nothing is started.
 """
 
 import fcntl
@@ -9,15 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.errors import PreflightError, TransientError
+from data_pipeline.errors import FoveaError, PreflightError, TransientError
 
 GRACE_S = 30.0
-"""Seconds that the other ranks get to end by themselves once one has ended badly."""
+"""Seconds that the other ranks get to end by themselves once one has failed."""
+
+KILLED_GRACE_S = 3.0
+"""The same once one was killed: nothing is left to agree on."""
+
+ERROR_FILE = "FOVEA_ERROR_FILE"
+"""Environment variable: where a rank leaves its error for the launcher."""
 
 
 def is_rank() -> bool:
@@ -25,27 +32,39 @@ def is_rank() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(argv: list[str], nproc: int) -> int:
-    """Run `fovea argv...` as `nproc` ranks on this machine; the exit code of the rank that failed first.
+def launch(argv: list[str], nproc: int) -> None:
+    """Run `fovea argv...` as `nproc` ranks on this machine. One rank's failure ends the others.
 
-    One rank's death ends the others. Raises TransientError where a rank was killed by a signal.
+    Raises the error of the rank that failed by itself; TransientError where a rank was killed.
     """
     port = _free_port()
     threads = str(max(1, (os.cpu_count() or 1) // nproc))
-    ranks = []
-    for rank in range(nproc):
-        env = {
-            "OMP_NUM_THREADS": threads,
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(nproc),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        ranks.append(subprocess.Popen([sys.executable, "-m", "trainer.cli", *argv], env=env))
-    with _forward_signals(ranks):
-        return _wait(ranks)
+    with tempfile.TemporaryDirectory() as said:
+        ranks = []
+        for rank in range(nproc):
+            env = {
+                "OMP_NUM_THREADS": threads,
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(nproc),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                ERROR_FILE: str(Path(said) / str(rank)),
+            }
+            ranks.append(subprocess.Popen([sys.executable, "-m", "trainer.cli", *argv], env=env))
+        with _forward_signals(ranks):
+            codes = _wait(ranks)
+        if any(codes):
+            raise _root_cause(codes, [_read_error(Path(said) / str(rank)) for rank in range(nproc)])
+
+
+def report_error(error: FoveaError) -> None:
+    """Say the error: to the launcher where one stands by, which says it once for all ranks, else here."""
+    if file := os.environ.get(ERROR_FILE):
+        Path(file).write_text(str(error), encoding="utf-8")
+    else:
+        sys.stderr.write(f"fovea: {error}\n")
 
 
 @contextmanager
@@ -67,31 +86,44 @@ def only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    while True:
-        codes = [r.poll() for r in ranks]
-        failed = [(i, c) for i, c in enumerate(codes) if c not in (None, 0)]
-        if failed:
-            break
-        if all(c == 0 for c in codes):
-            return 0
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes once all have ended; 0 for ranks that had to be stopped because another failed."""
+    while all(r.poll() in (None, 0) for r in ranks):
+        if all(r.poll() == 0 for r in ranks):
+            return [0] * len(ranks)
         time.sleep(0.05)
-    # Ranks that agreed on an error end together, with their own code: let them finish saying it.
-    deadline = time.monotonic() + (GRACE_S if failed[0][1] > 0 else 2.0)
+    # Ranks that agreed on an error end together, each with its own code: let them finish.
+    killed = any((r.poll() or 0) < 0 for r in ranks)
+    deadline = time.monotonic() + (KILLED_GRACE_S if killed else GRACE_S)
     while any(r.poll() is None for r in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
+    codes = [r.poll() or 0 for r in ranks]
     for r in ranks:
         if r.poll() is None:
             r.kill()
         r.wait()
-    rank, code = failed[0]
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        raise TransientError(
-            f"rank {rank} (process {ranks[rank].pid}) was ended by {name}; the other ranks were stopped.\n"
+    return codes
+
+
+def _root_cause(codes: list[int], said: list[str | None]) -> FoveaError:
+    """The failure that the others followed from: an error of a rank's own, then a kill, then a lost peer."""
+    own = [i for i, c in enumerate(codes) if c > 0 and c != TransientError.exit_code]
+    killed = [i for i, c in enumerate(codes) if c < 0]
+    if own:
+        error = FoveaError(said[own[0]] or f"rank {own[0]} failed; its own message stands above.")
+        error.exit_code = codes[own[0]]
+        return error
+    if killed:
+        name = signal.Signals(-codes[killed[0]]).name
+        return TransientError(
+            f"rank {killed[0]} was ended by {name}; the other ranks were stopped.\n"
             "  Repeat the same command: training resumes from the newest verified checkpoint."
         )
-    return code or 1
+    return TransientError(next((m for m in said if m), "a rank ended too early") + "\n  Repeat the command.")
+
+
+def _read_error(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.exists() else None
 
 
 @contextmanager

@@ -77,11 +77,17 @@ def train_step(run: Run) -> Metrics:
             "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
         )
     engine.step()
+    norm = engine.get_global_grad_norm()
+    if norm is not None and not math.isfinite(norm):
+        # DeepSpeed finds the norm inside its step, so these weights are spoilt; they are never saved.
+        raise NumericError(
+            f"stage '{stage.name}': the gradient norm at step {step + 1} is {float(norm)}; nothing of "
+            "that step was saved.\n  Lower lr; the same command resumes from the newest verified checkpoint."
+        )
 
     run.state = TrainState(
         step=step + 1, tokens=run.state.tokens + int(tokens), stream=run.stream.state_dict()
     )
-    norm = engine.get_global_grad_norm()
     return {
         "stage": stage.name,
         "step": step + 1,

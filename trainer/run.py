@@ -31,9 +31,12 @@ from trainer.engine.ds_config import merge_ds_config, read_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
 from trainer.export.consolidate import consolidate
+from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.build import build_model
+from trainer.models.config import Model
 from trainer.models.freeze import freeze, parameter_groups
 from trainer.models.language import load_language
+from trainer.models.masks import MaskKind
 from trainer.models.vision import load_vision
 from trainer.models.weights import load_state
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
@@ -71,7 +74,7 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
     )
 
     datasets = Datasets.read(run_dir / d for d in recipe.data.datasets)
-    tokenizer = Tokenizer.load(run_dir / recipe.backbones.path / "tokenizer")
+    model, tokenizer = load_parts(recipe.model, run_dir / recipe.backbones.path, stage.mask)
     fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
 
     stage_dir = run_dir / stage.name
@@ -86,10 +89,6 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
     if found is not None:
         _refuse_other_run(found, fingerprints, world)
 
-    backbones = run_dir / recipe.backbones.path
-    model = build_model(
-        recipe.model, load_vision(backbones / "vision"), load_language(backbones / "language"), stage.mask
-    )
     if found is None and stage.init_from != "backbones":
         before = finished_checkpoint(recipe, run_dir, stage.init_from).path
         load_state(model, consolidate(before), str(before))
@@ -126,6 +125,24 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
         fingerprints=fingerprints,
         sinks=sinks,
     )
+
+
+def load_parts(config: Model, backbones: Path, mask: MaskKind) -> tuple[AutoregressiveVLM, Tokenizer]:
+    """The model over the backbones, its own parts freshly initialised, and their tokenizer.
+
+    Raises DataError where tokenizer and language model do not share a vocabulary.
+    """
+    tokenizer = Tokenizer.load(backbones / "tokenizer")
+    model = build_model(
+        config, load_vision(backbones / "vision"), load_language(backbones / "language"), mask
+    )
+    if tokenizer.text_vocab_size != model.vocabulary:
+        # The visual tokens' ids follow the vocabulary: with another size they would name words.
+        raise DataError(
+            f"{backbones}: the tokenizer has {tokenizer.text_vocab_size} text tokens, the language model "
+            f"{model.vocabulary}. Take both from the same directory, or make them again: fovea backbones"
+        )
+    return model, tokenizer
 
 
 def open_stream(
@@ -171,7 +188,7 @@ def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[
         run_dir / "run.json",
         {
             "name": recipe.name,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "recipe": "recipe.resolved.yaml",
             "seed": recipe.seed,
             "world_size": world.size,

@@ -22,10 +22,9 @@ from trainer.evaluation.suite import Subject, evaluate
 from trainer.export.consolidate import consolidate
 from trainer.export.hf import export, load_exported
 from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.models.build import build_model
-from trainer.models.language import load_language
-from trainer.models.vision import load_vision
+from trainer.models.config import Model
 from trainer.models.weights import load_state
+from trainer.run import load_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +61,17 @@ def open_trained(path: Path) -> Trained:
         found = newest
     run_dir = stage_dir.parent
     recipe = load_recipe(run_dir / "recipe.resolved.yaml")
-    stage = recipe.stage(stage_dir.name)
+    # The page may have changed since: what this checkpoint was trained as stands in the checkpoint.
+    recipe = recipe.model_copy(update={"model": Model.model_validate(found.fingerprints["model"])})
+    stage = Stage.model_validate(found.fingerprints["stage"])
     backbones = run_dir / recipe.backbones.path
-    tokenizer = Tokenizer.load(backbones / "tokenizer")
+    model, tokenizer = load_parts(recipe.model, backbones, stage.mask)
     if tokenizer.fingerprint != found.fingerprints["tokenizer"]:
         raise DataError(
             f"{backbones / 'tokenizer'} is not the tokenizer that {found.path} was trained with: "
             f"fingerprint {tokenizer.fingerprint[:12]}, recorded is {found.fingerprints['tokenizer'][:12]}."
         )
     weights = consolidate(found.path)
-    model = build_model(
-        recipe.model, load_vision(backbones / "vision"), load_language(backbones / "language"), stage.mask
-    )
     load_state(model, weights, str(found.path))
     return Trained(
         checkpoint=found,

@@ -86,7 +86,7 @@ def save(
 def newest(stage_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     rejected = []
-    for path in sorted((stage_dir / "checkpoints").glob("step_[0-9]*"), reverse=True):
+    for path in reversed(_committed(stage_dir / "checkpoints")):
         try:
             return verify(path), rejected
         except DataError as e:
@@ -140,10 +140,17 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
         raise DataError(f"DeepSpeed found nothing to load in {checkpoint.path}.")
 
 
+def _committed(checkpoints: Path) -> list[Path]:
+    """Directories that were renamed into place, oldest first; `.tmp` is what a kill left of a save."""
+    return sorted(
+        (p for p in checkpoints.glob("step_*") if p.name.removeprefix("step_").isdigit()),
+        key=lambda p: int(p.name.removeprefix("step_")),
+    )
+
+
 def _retain(checkpoints: Path, keep: int) -> None:
     """Delete all but the newest `keep`; the newest was committed before this is called."""
-    paths = sorted(p for p in checkpoints.glob("step_*") if p.suffix != ".tmp")
-    for old in paths[:-keep]:
+    for old in _committed(checkpoints)[:-keep]:
         # Without its marker the directory is no checkpoint, whatever a kill leaves of it.
         (old / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -87,6 +87,6 @@ def load_exported(directory: Path) -> AutoregressiveVLM:
         trust_remote_code=False,
         attn_implementation="sdpa",
     )
-    model = build_model(Model.model_validate(config["model"]), vision, language, config["mask"])
+    model = build_model(Model.model_validate(config["model"]), vision, language, config["mask"]).float()
     load_weights(model, file)
     return model.eval()
