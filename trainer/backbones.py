@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_json
 from data_pipeline.sample import Sample
+from data_pipeline.stream.chat import Unusable, render
 from data_pipeline.stream.datasets import Datasets
 from data_pipeline.stream.decode import decode
 from data_pipeline.stream.tokens import Tokenizer, train_tokenizer
@@ -53,11 +54,11 @@ def make_backbones(recipe: Recipe, out: Path, texts: list[Path], scenes: Path) -
             return dict(done["reached"])
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    corpus = [s.text for s in _samples(texts) if s.text]
-    tokenizer = train_tokenizer(corpus, recipe.backbones.language.vocabulary)
+    samples = [s for s in _samples(texts) if s.text]
+    tokenizer = train_tokenizer((s.text for s in samples), recipe.backbones.language.vocabulary)
     tokenizer.save(out / "tokenizer")
     language_loss = _train_language(
-        recipe.backbones.language, tokenizer, corpus, out / "language", recipe.seed
+        recipe.backbones.language, tokenizer, samples, out / "language", recipe.seed
     )
     patches_right = _train_vision(recipe, recipe.backbones.vision, scenes, out / "vision")
     reached = {
@@ -69,10 +70,14 @@ def make_backbones(recipe: Recipe, out: Path, texts: list[Path], scenes: Path) -
 
 
 def _train_language(
-    config: LanguageBackbone, tokenizer: Tokenizer, corpus: list[str], out: Path, seed: int
+    config: LanguageBackbone, tokenizer: Tokenizer, samples: list[Sample], out: Path, seed: int
 ) -> float:
-    """A Mistral-shaped model on the corpus as one stream of tokens; the mean loss of the last tenth."""
-    ids = [t for text in corpus for t in (tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id)]
+    """A Mistral-shaped model on the text as one stream of tokens; the mean loss of the last tenth.
+
+    The text stands as in training, roles and all, but for the pictures: their tokens are left out.
+    """
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    ids = [t for i in order for t in _text_ids(samples[i], tokenizer)]
     length = config.sequence_length
     if len(ids) <= length:
         raise DataError(f"the dataset has {len(ids)} tokens of text, the language model needs {length}.")
@@ -92,6 +97,9 @@ def _train_language(
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
             tie_word_embeddings=False,
+            # The usual 0.02 suits widths in the thousands. At this width attention scores would start so flat
+            # that looking things up takes several times as long to learn.
+            initializer_range=config.width**-0.5,
         )
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
@@ -108,10 +116,24 @@ def _train_language(
     return sum(tail) / len(tail) if tail else float("nan")
 
 
+def _text_ids(sample: Sample, tokenizer: Tokenizer) -> list[int]:
+    try:
+        ids = render(sample, tokenizer, 1, "all_text").input_ids
+    except Unusable:
+        return []
+    return ids[ids < tokenizer.text_vocab_size].tolist()
+
+
 def _train_vision(recipe: Recipe, config: VisionBackbone, scenes: Path, out: Path) -> float:
-    """The tower under a linear head that names each patch; the share of foreground patches named right."""
+    """The tower under linear heads for each patch's shape, colour and place; what share of the drawn
+    patches, of pictures kept apart, got shape and colour right.
+
+    Shape and colour have a head each, so that features tell them apart: one head for "red circle" learns
+    less about what red things share. Without the head for places features forget where they are.
+    """
     image = recipe.model.image
-    pixels, masks, labels, classes = _labelled_patches(scenes, recipe)
+    pixels, masks, labels = _labelled_patches(scenes, recipe)
+    labels["place"] = torch.arange(image.grid**2).expand(len(pixels), -1)
     tower = Idefics2VisionTransformer(
         Idefics2VisionConfig(
             hidden_size=config.width,
@@ -122,39 +144,40 @@ def _train_vision(recipe: Recipe, config: VisionBackbone, scenes: Path, out: Pat
             patch_size=image.patch,
         )
     )
-    head = nn.Linear(config.width, classes)
-    probe = nn.ModuleList([tower, head])
+    heads = nn.ModuleDict({k: nn.Linear(config.width, int(v.max()) + 1) for k, v in labels.items()})
+    probe = nn.ModuleList([tower, heads])
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
     draw = torch.Generator().manual_seed(recipe.seed)
     held = max(1, len(pixels) // 20)  # of the training split, kept apart to measure
     for _ in _steps("vision tower", config.steps, optimizer, config.lr):
         rows = torch.randint(held, len(pixels), (config.batch,), generator=draw)
-        logits = head(patch_features(tower, pixels[rows], masks[rows]))
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[rows].flatten())
+        features = patch_features(tower, pixels[rows], masks[rows]).flatten(0, 1)
+        loss = sum(F.cross_entropy(heads[k](features), v[rows].flatten()) for k, v in labels.items())
         loss.backward()
         _apply(probe, optimizer, loss)
     tower.eval()
     with torch.no_grad():
-        named = head(patch_features(tower, pixels[:held], masks[:held])).argmax(-1)
-    foreground = labels[:held] > 0
+        features = patch_features(tower, pixels[:held], masks[:held])
+        right = [heads[k](features).argmax(-1) == labels[k][:held] for k in ("shape", "colour")]
     save_vision(tower, out)
-    return float((named[foreground] == labels[:held][foreground]).float().mean())
+    drawn = labels["shape"][:held] > 0
+    return float((right[0] & right[1])[drawn].float().mean())
 
 
-def _labelled_patches(scenes: Path, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """pixels float32[N, 3, S, S], masks bool[N, G, G], labels int64[N, G * G] and the number of classes."""
+def _labelled_patches(
+    scenes: Path, recipe: Recipe
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """pixels float32[N, 3, S, S], masks bool[N, G, G], and per attribute labels int64[N, G * G]."""
     image = recipe.model.image
     seen: set[str] = set()
     rows: list[tuple[torch.Tensor, torch.Tensor]] = []
-    objects: list[list[dict[str, object]]] = []
+    objects: list[list[dict[str, Any]]] = []
     for sample in _samples([scenes]):
         about = json.loads(sample.general_metadata or "{}")
         if not about.get("objects") or len(sample.media) != 1 or sample.media[0].media_id in seen:
             continue
         seen.add(sample.media[0].media_id)
-        encoded = sample.image_bytes[0]
-        assert encoded is not None
-        picture = decode(encoded, image)
+        picture = decode(sample.image_bytes[0], image)
         rows.append((picture.pixels, picture.patch_mask))
         objects.append(about["objects"])
     if len(rows) < 40:
@@ -162,34 +185,33 @@ def _labelled_patches(scenes: Path, recipe: Recipe) -> tuple[torch.Tensor, torch
             f"{scenes} holds {len(rows)} samples with recorded objects; the tower needs at least 40.\n"
             "  Build them:  fovea data build scenes --out DIR, then pass --scenes DIR"
         )
-    names = sorted({f"{o['shape']} {o['colour']}" for os in objects for o in os})
-    labels = torch.stack(
-        [
-            _patch_labels(pixels.permute(1, 2, 0).numpy(), o, names, image.grid)
-            for (pixels, _), o in zip(rows, objects, strict=True)
-        ]
-    )
     pixels, masks = (torch.stack(list(t)) for t in zip(*rows, strict=True))
-    return pixels, masks, labels, len(names) + 1
+    owner = torch.stack([_owners(p, o, image.grid) for p, o in zip(pixels, objects, strict=True)])
+    labels = {}
+    for attribute in ("shape", "colour"):
+        names = sorted({o[attribute] for os in objects for o in os})
+        values = [[0, *(1 + names.index(o[attribute]) for o in os)] for os in objects]
+        longest = max(map(len, values))
+        table = torch.tensor([v + [0] * (longest - len(v)) for v in values])
+        labels[attribute] = table.gather(1, owner)
+    return pixels, masks, labels
 
 
-def _patch_labels(
-    picture: np.ndarray, objects: list[dict[str, object]], names: list[str], grid: int
-) -> torch.Tensor:
-    """int64[G * G]: 0 for background, else 1 + the class of the object that fills most of the patch."""
-    side = picture.shape[0]
-    background = np.median(picture.reshape(-1, 3), axis=0)
-    drawn = np.abs(picture - background).max(-1) > FOREGROUND
-    labels = np.zeros((grid, grid), np.int64)
-    most = np.full((grid, grid), 0.2)  # below this share a patch counts as background
-    for o in objects:
-        x0, y0, x1, y1 = (round(float(v) * side) for v in o["box"])  # type: ignore[attr-defined]
-        inside = np.zeros_like(drawn)
+def _owners(picture: torch.Tensor, objects: list[dict[str, Any]], grid: int) -> torch.Tensor:
+    """int64[G * G]: 0 for background, else 1 + the number of the object that fills most of the patch."""
+    side = picture.shape[-1]
+    background = picture.flatten(1).median(dim=1).values[:, None, None]
+    drawn = ((picture - background).abs().amax(dim=0) > FOREGROUND).float()
+    most = torch.full((grid, grid), 0.2)  # below this share a patch counts as background
+    owner = torch.zeros(grid, grid, dtype=torch.int64)
+    for n, o in enumerate(objects, start=1):
+        x0, y0, x1, y1 = (round(float(v) * side) for v in o["box"])
+        inside = torch.zeros_like(drawn)
         inside[y0:y1, x0:x1] = drawn[y0:y1, x0:x1]
-        share = inside.reshape(grid, side // grid, grid, side // grid).mean((1, 3))
-        labels[share > most] = 1 + names.index(f"{o['shape']} {o['colour']}")
-        most = np.maximum(most, share)
-    return torch.from_numpy(labels.reshape(-1))
+        share = inside.reshape(grid, side // grid, grid, side // grid).mean(dim=(1, 3))
+        owner[share > most] = n
+        most = torch.maximum(most, share)
+    return owner.flatten()
 
 
 def _samples(directories: list[Path]) -> Iterator[Sample]:

@@ -16,8 +16,9 @@ from data_pipeline.manifest import read_manifest, write_json
 from trainer.config import RECIPES, Recipe, load_recipe
 from trainer.documents_recipe import documents_recipe
 
+# `--fast` takes the same road with less of everything: about two minutes instead of eight.
 FAST_DATA = {"scenes_alt": 1500, "scenes_dense": 1500, "scenes_qa": 1500, "scenes_dialogue": 500}
-FAST_STEPS = {"align": 40, "pretrain": 40, "instruct": 60, "adapt": 20}
+FAST_STEPS = {"align": 15, "pretrain": 30, "instruct": 40, "adapt": 15}
 
 
 def demo(
@@ -41,7 +42,7 @@ def demo(
         "data", "scenes", "--out", out / "raw", "--pages", 60 if fast else 300, "--pdfs", 10 if fast else 40
     )
     counts = [f"sources.{k}.count={v}" for k, v in FAST_DATA.items()] if fast else []
-    road.run("data", "build", "scenes", "--out", scenes, "--inputs", out / "raw", *counts)
+    road.run("data", "build", "scenes", "--out", scenes, "--inputs", out / "raw", "--workers", 2, *counts)
     if data is not None:
         road.run("data", "build", data, "--out", out / "data", "--bad-inputs", bad_inputs)
     road.run("data", "verify", out / "data")
@@ -62,8 +63,7 @@ def demo(
         road.run("train", recipe_file, "--stage", stage.name, "--run", out, "--nproc", nproc)
         road.run("eval", out / stage.name)
     last = recipe.stages[-1].name
-    exported = road.run("export", out / last, out / "exported", "--json", out / "exported.json")
-    assert exported == 0
+    road.run("export", out / last, out / "exported", "--json", out / "exported.json")
     write_json(out / "summary.json", summarise(recipe, out, time.monotonic() - began))
     road.run("report", out)
     sys.stdout.write(f"\nDone in {time.monotonic() - began:.0f} s.  Open {out / 'report.html'}\n")
@@ -141,8 +141,8 @@ def summarise(recipe: Recipe, out: Path, wall_s: float) -> dict[str, Any]:
 
 
 def _shorten(page: dict[str, Any]) -> None:
-    page["backbones"]["vision"]["steps"] = 200
-    page["backbones"]["language"]["steps"] = 80
+    page["backbones"]["vision"]["steps"] = 100
+    page["backbones"]["language"]["steps"] = 40
     for stage in page["stages"]:
         stage["steps"] = FAST_STEPS.get(stage["name"], 20)
         stage["checkpoint_every"] = 20

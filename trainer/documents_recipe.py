@@ -12,6 +12,8 @@ STAGE_KINDS = {
     "instruct": ("questions", "captions"),
     "adapt": ("questions",),
 }
+# Documents have more to read and fewer questions than the scenes.
+STEPS = {"align": 100, "pretrain": 300, "instruct": 120, "adapt": 60}
 
 
 def documents_recipe(
@@ -33,14 +35,14 @@ def documents_recipe(
         if scenes is not None:
             total = sum(stage["mixture"].values())
             mixture |= {n: scenes_weight * w / total for n, w in stage["mixture"].items()}
-        stages.append({**stage, "mixture": mixture})
-    language = {**page["backbones"]["language"], "vocabulary": 1024}
+        stages.append({**stage, "mixture": mixture, "steps": STEPS[stage["name"]]})
+    language = {**page["backbones"]["language"], "vocabulary": 1024, "steps": 300}
     return {
         **page,
         "name": "documents",
         "data": {"datasets": ["data"] + (["scenes"] if scenes is not None else [])},
         "backbones": {**page["backbones"], "language": language},
-        "defaults": {**page["defaults"], "sequence_length": 384},
+        "defaults": {**page["defaults"], "sequence_length": 384, "global_batch": 8, "micro_batch": 4},
         "stages": stages,
         "evaluation": {"captions": 100, "questions": 100, "documents": 100},
     }

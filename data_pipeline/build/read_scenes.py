@@ -1,4 +1,4 @@
-"""Scenes as samples: alt texts, descriptions, questions, dialogues, and facts without a picture."""
+"""Scenes as samples: alt texts, descriptions, questions, dialogues, and text without a picture."""
 
 import random
 from collections.abc import Iterator

@@ -47,61 +47,61 @@ def ask(scene: Scene, rng: random.Random, n: int) -> list[Question]:
     return [q for q in found if q is not None][:n]
 
 
-def _unique(scene: Scene, attribute: str) -> list[Thing]:
-    """The things that their shape (or colour) alone identifies."""
+def _by_colour(scene: Scene) -> list[Thing]:
+    """The things that their colour alone identifies: both, or none where they share it."""
     a, b = scene.things
-    return [] if getattr(a, attribute) == getattr(b, attribute) else [a, b]
+    return [] if a.colour == b.colour else [a, b]
 
 
-def _colour(scene: Scene, rng: random.Random) -> Question | None:
-    if not (things := _unique(scene, "shape")):
-        return None
-    thing = rng.choice(things)
-    return Question("colour", f"what colour is the {thing.shape}?", thing.colour)
+def _colour(scene: Scene, rng: random.Random) -> Question:
+    thing = rng.choice(scene.things)
+    return Question("colour", f"what colour is the shape at the {thing.place}?", thing.colour)
 
 
 def _shape(scene: Scene, rng: random.Random) -> Question | None:
-    if not (things := _unique(scene, "colour")):
+    if not (things := _by_colour(scene)):
         return None
     thing = rng.choice(things)
     return Question("shape", f"what shape is {thing.colour}?", thing.shape)
 
 
 def _count(scene: Scene, rng: random.Random) -> Question:
-    attribute, values = rng.choice((("colour", tuple(COLOURS)), ("shape", SHAPES)))
-    present = [getattr(t, attribute) for t in scene.things]
+    present = [t.colour for t in scene.things]
     # As many zeros as ones; twos where the scene has them.
-    value = rng.choice(present) if rng.random() < 0.5 else rng.choice([v for v in values if v not in present])
-    noun = f"{value} shapes" if attribute == "colour" else f"{value}s"
-    return Question("count", f"how many {noun} are there?", str(present.count(value)))
+    absent = rng.choice([c for c in COLOURS if c not in present])
+    colour = rng.choice(present) if rng.random() < 0.5 else absent
+    return Question("count", f"how many {colour} shapes are there?", str(present.count(colour)))
 
 
 def _relation(scene: Scene, rng: random.Random) -> Question | None:
-    kind = next((k for k in rng.sample(("shape", "colour"), 2) if _unique(scene, k)), None)
-    if kind is None:
+    if not (pair := _by_colour(scene)):
         return None
-    pair = list(scene.things)
     rng.shuffle(pair)  # which is asked for first is a coin: yes as often as no
-    name = [t.shape if kind == "shape" else f"{t.colour} shape" for t in pair]
-    same_side = pair[0].place.split()[1] == pair[1].place.split()[1]
-    word = "above" if same_side else "left of"
+    word = "above" if _one_side(scene) else "left of"
     answer = "yes" if pair[0] is scene.things[0] else "no"
-    return Question("relation", f"is the {name[0]} {word} the {name[1]}?", answer)
+    return Question("relation", f"is the {pair[0].colour} shape {word} the {pair[1].colour} one?", answer)
 
 
-def _where(scene: Scene, rng: random.Random) -> Question:
-    thing = rng.choice(scene.things)
-    return Question("where", f"where is the {thing}?", thing.place)
+def _where(scene: Scene, rng: random.Random) -> Question | None:
+    if not (things := _by_colour(scene)):
+        return None
+    thing = rng.choice(things)
+    return Question("where", f"where is the {thing.colour} shape?", thing.place)
 
 
 def _exists(scene: Scene, rng: random.Random) -> Question:
-    thing = rng.choice(scene.things)
+    present = [t.colour for t in scene.things]
     if rng.random() < 0.5:
-        return Question("exists", f"is there a {thing}?", "yes")
-    # Near misses: one attribute of the question is in the picture, so that neither alone tells.
-    there = {str(t) for t in scene.things}
-    near = [f"{c} {thing.shape}" for c in COLOURS] + [f"{thing.colour} {s}" for s in SHAPES]
-    return Question("exists", f"is there a {rng.choice([n for n in near if n not in there])}?", "no")
+        return Question("exists", f"is there a {rng.choice(present)} shape?", "yes")
+    return Question(
+        "exists", f"is there a {rng.choice([c for c in COLOURS if c not in present])} shape?", "no"
+    )
+
+
+def _one_side(scene: Scene) -> bool:
+    """Both things stand on the left, or both on the right."""
+    a, b = scene.things
+    return a.place.split()[1] == b.place.split()[1]
 
 
 def fact(rng: random.Random) -> Question:

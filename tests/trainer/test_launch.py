@@ -1,0 +1,68 @@
+"""The launcher tells the failure that the others followed from."""
+
+import pytest
+
+from data_pipeline.errors import DataError, PreflightError, TransientError
+from trainer.launch import ERROR_FILE, _root_cause, only_one, report_error
+
+
+def test_a_rank_s_own_error_comes_before_the_peers_it_took_along():
+    error = _root_cause([75, 4], ["rank 0 lost its connection", "shard x is gone"])
+    assert (str(error), error.exit_code) == ("shard x is gone", 4)
+
+
+def test_a_killed_rank_comes_before_the_peers_that_lost_it():
+    error = _root_cause([75, -9], ["rank 0 lost its connection", None])
+    assert isinstance(error, TransientError)
+    assert "rank 1 was ended by SIGKILL" in str(error)
+
+
+def test_a_rank_that_said_nothing_keeps_its_exit_code():
+    error = _root_cause([1, -15], [None, None])
+    assert error.exit_code == 1
+    assert "rank 0" in str(error)
+
+
+def test_an_error_goes_to_the_launcher_where_there_is_one_and_else_to_the_screen(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(ERROR_FILE, str(tmp_path / "said"))
+    report_error(DataError("gone"))
+    assert (tmp_path / "said").read_text() == "gone"
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv(ERROR_FILE)
+    report_error(DataError("gone"))
+    assert capsys.readouterr().err == "fovea: gone\n"
+
+
+def test_a_directory_is_held_by_one_process_and_free_again_afterwards(tmp_path):
+    with only_one(tmp_path), pytest.raises(PreflightError, match="in use"), only_one(tmp_path):
+        pass
+    with only_one(tmp_path):
+        pass
+
+
+def test_a_data_error_that_one_rank_alone_meets_ends_all_with_its_message(run_dir, fovea):
+    """The other rank waits in a collective: it must not wait for its timeout."""
+    code = (
+        "import trainer.loop as loop, os\n"
+        "from data_pipeline.errors import DataError\n"
+        "step = loop.train_step\n"
+        "def broken(run):\n"
+        "    if run.world.rank == 1 and run.state.step == 2:\n"
+        "        raise DataError('sample 42 is bad')\n"
+        "    return step(run)\n"
+        "loop.train_step = broken\n"
+    )
+    (run_dir / "sitecustomize.py").write_text(
+        "import os\nif 'RANK' in os.environ:\n    os.environ.setdefault('DS_ACCELERATOR', 'cpu')\n"
+        + "".join(f"    {line}\n" for line in code.splitlines())
+    )
+    done = fovea(
+        "train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2,
+        env={"PYTHONPATH": str(run_dir)},
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert "sample 42 is bad" in done.stderr
+    assert done.stderr.count("sample 42 is bad") == 1
+    assert "Traceback" not in done.stderr
