@@ -36,7 +36,10 @@ def train(fovea, run_dir, *more, stage="align", nproc=2):
 def test_a_misspelt_recipe_key(run_dir, fovea):
     file = run_dir / "recipe.yaml"
     file.write_text(file.read_text().replace("warmup_steps", "warmup_stepz"))
-    assert_says(train(fovea, run_dir), 2, "recipe.yaml:14", "warmup_stepz", "did you mean 'warmup_steps'")
+    line = 1 + file.read_text().splitlines().index("  warmup_stepz: 2")
+    assert_says(
+        train(fovea, run_dir), 2, f"recipe.yaml:{line}", "warmup_stepz", "did you mean 'warmup_steps'"
+    )
 
 
 def test_two_misspelt_keys_are_both_reported(run_dir, fovea):
