@@ -36,10 +36,11 @@ def test_an_error_goes_to_the_launcher_where_there_is_one_and_else_to_the_screen
 
 
 def test_a_directory_is_held_by_one_process_and_free_again_afterwards(tmp_path):
-    with only_one(tmp_path), pytest.raises(PreflightError, match="in use"), only_one(tmp_path):
-        pass
     with only_one(tmp_path):
-        pass
+        with pytest.raises(PreflightError, match="in use"):
+            only_one(tmp_path).__enter__()
+        assert (tmp_path / ".lock").read_text().startswith("process ")
+    only_one(tmp_path).__enter__()
 
 
 def test_a_data_error_that_one_rank_alone_meets_ends_all_with_its_message(run_dir, fovea):
