@@ -13,7 +13,7 @@ from data_pipeline.cli import IntermixedParser, add_verb
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.evaluation.score import add_parser as add_score_parser
-from trainer.launch import is_rank, launch, only_one, report_error
+from trainer.launch import end_with_launcher, is_rank, launch, only_one, report_error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,6 +197,7 @@ def _train(args: argparse.Namespace) -> int:
             launch(argv, args.nproc)
         return 0
 
+    end_with_launcher()
     _quiet_libraries()
     from trainer.distributed import close_world, init_world, lost_peers_are_transient
     from trainer.loop import train

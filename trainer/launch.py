@@ -3,6 +3,7 @@
 Under torchrun the environment already names the rank, and nothing is started.
 """
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -25,6 +26,8 @@ KILLED_GRACE_S = 3.0
 
 ERROR_FILE = "FOVEA_ERROR_FILE"
 """Environment variable: where a rank leaves its error for the launcher."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def is_rank() -> bool:
@@ -57,6 +60,13 @@ def launch(argv: list[str], nproc: int) -> None:
             codes = _wait(ranks)
         if any(codes):
             raise _root_cause(codes, [_read_error(Path(said) / str(rank)) for rank in range(nproc)])
+
+
+def end_with_launcher() -> None:
+    """Ask the kernel to kill this rank when its launcher dies: an orphan would go on training beside the
+    run that replaces it."""
+    if ERROR_FILE in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def report_error(error: FoveaError) -> None:

@@ -1,5 +1,10 @@
 """The launcher tells the failure that the others followed from."""
 
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 
 from data_pipeline.errors import DataError, PreflightError, TransientError
@@ -41,6 +46,20 @@ def test_a_directory_is_held_by_one_process_and_free_again_afterwards(tmp_path):
             only_one(tmp_path).__enter__()
         assert (tmp_path / ".lock").read_text().startswith("process ")
     only_one(tmp_path).__enter__()
+
+
+def test_ranks_end_with_a_launcher_that_was_killed(run_dir):
+    words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2]
+    launcher = subprocess.Popen([sys.executable, "-m", "trainer.cli", *map(str, words)])
+    deadline = time.monotonic() + 60
+    while not (ranks := psutil.Process(launcher.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)  # until they have asked the kernel
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert len(ranks) == 2
+    assert not alive
 
 
 def test_a_data_error_that_one_rank_alone_meets_ends_all_with_its_message(run_dir, fovea):
