@@ -18,7 +18,7 @@ from trainer.documents_recipe import documents_recipe
 
 # `--fast` takes the same road with less of everything: about two minutes instead of eight.
 FAST_DATA = {"scenes_alt": 1500, "scenes_dense": 1500, "scenes_qa": 1500, "scenes_dialogue": 500}
-FAST_STEPS = {"align": 15, "pretrain": 30, "instruct": 40, "adapt": 15}
+FAST_STEPS = {"align": 15, "pretrain": 30, "instruct": 40, "adapt": 10}
 
 
 def demo(
@@ -143,7 +143,8 @@ def summarise(recipe: Recipe, out: Path, wall_s: float) -> dict[str, Any]:
 def _shorten(page: dict[str, Any]) -> None:
     page["backbones"]["vision"]["steps"] = 100
     page["backbones"]["language"]["steps"] = 40
+    page["defaults"] |= {"global_batch": 8, "micro_batch": 4}
     for stage in page["stages"]:
         stage["steps"] = FAST_STEPS.get(stage["name"], 20)
         stage["checkpoint_every"] = 20
-    page["evaluation"] |= {"captions": 40, "questions": 80, "documents": 40}
+    page["evaluation"] |= {"captions": 40, "questions": 80, "documents": 40, "max_new_tokens": 24}

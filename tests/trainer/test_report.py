@@ -188,7 +188,7 @@ def test_all_stages_appear_with_their_curves_and_scores(page):
         assert page.count(f">{name}<") >= 3
     for found in (
         "85.0 %",
-        "31.0 % without the image",
+        "31.0 % with another image",
         "66.0 %",
         "6.30",
         "0.412",

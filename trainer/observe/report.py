@@ -88,7 +88,7 @@ def _cards(record: RunRecord, evaluations: list[Evaluated]) -> list[_Card]:
             _Card(
                 "VQA accuracy",
                 wording.percent(vqa.get("accuracy")),
-                f"{wording.percent(vqa.get('accuracy_blind'))} without the image",
+                f"{wording.percent(vqa.get('accuracy_blind'))} with another image",
             )
         )
     if captions:
@@ -96,14 +96,14 @@ def _cards(record: RunRecord, evaluations: list[Evaluated]) -> list[_Card]:
             _Card(
                 "Captions exactly right",
                 wording.percent(captions.get("exact")),
-                f"{wording.percent(captions.get('exact_blind'))} without the image",
+                f"{wording.percent(captions.get('exact_blind'))} with another image",
             )
         )
         cards.append(
             _Card(
                 "CIDEr",
                 _fixed(captions.get("CIDEr")),
-                f"{_fixed(captions.get('CIDEr_blind'))} without the image",
+                f"{_fixed(captions.get('CIDEr_blind'))} with another image",
             )
         )
     if not (vqa or captions):
@@ -229,7 +229,7 @@ def _score_charts(stages: list[StageRecord]) -> list[tuple[str, Markup]]:
                 pairs.append(Pair(stage.name, finite(last.get(key)), finite(last.get(f"{key}_blind"))))
         if pairs:
             charts.append(
-                (title, bar_chart(pairs, label=f"{title} after each stage, with and without the image"))
+                (title, bar_chart(pairs, label=f"{title} after each stage, with and with another image"))
             )
     return charts
 
