@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from data_pipeline.build.look.stats import stats, table
     from data_pipeline.build.run import build
-    from data_pipeline.build.stats import stats, table
 
     name = Path(args.recipe).resolve().name if Path(args.recipe).is_dir() else Path(args.recipe).stem
     out = args.out or Path("data") / name
@@ -123,7 +123,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from data_pipeline.build.stats import stats, table
+    from data_pipeline.build.look.stats import stats, table
     from data_pipeline.manifest import read_manifest
 
     found = stats(read_manifest(args.directory))
@@ -132,7 +132,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _preview(args: argparse.Namespace) -> int:
-    from data_pipeline.build.preview import preview
+    from data_pipeline.build.look.preview import preview
 
     page = preview(args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def _preview(args: argparse.Namespace) -> int:
 
 
 def _scenes(args: argparse.Namespace) -> int:
-    from data_pipeline.build.scene_documents import write_documents
+    from data_pipeline.build.scenes.documents import write_documents
 
     pages, pdfs = write_documents(args.out, args.pages, args.pdfs, args.seed)
     print(f"wrote {args.pages} HTML pages to {pages} and {args.pdfs} PDF files to {pdfs}")

@@ -16,7 +16,7 @@ from PIL import Image
 from data_pipeline import errors
 from data_pipeline.build.recipe import BuildRecipe, CaptionsSource, HtmlSource, PdfSource, load_build
 from data_pipeline.build.run import build
-from data_pipeline.build.scene_documents import write_documents
+from data_pipeline.build.scenes.documents import write_documents
 from data_pipeline.sample import SCHEMA
 from trainer.cli import _parser, main
 from trainer.config import Recipe, Stage, load_recipe

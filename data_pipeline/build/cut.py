@@ -7,7 +7,7 @@ held-out picture into training, so a document is cut between them and no sample 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from data_pipeline.build.reading import Fault, Picture
+from data_pipeline.build.read.reading import Fault, Picture
 from data_pipeline.build.split import is_heldout
 
 

@@ -7,20 +7,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_pipeline.build import read_captions, read_html, read_interleaved, read_pdf, read_questions
-from data_pipeline.build.reading import IMAGE_SUFFIXES
+from data_pipeline.build.read import captions, html, interleaved, pdf, questions
+from data_pipeline.build.read.reading import IMAGE_SUFFIXES
+from data_pipeline.build.read.records import IMAGE_KEYS, load_records
 from data_pipeline.build.recipe import BuildRecipe
-from data_pipeline.build.records import IMAGE_KEYS, load_records
 from data_pipeline.errors import ConfigError
 from data_pipeline.page import apply_overrides
 
 # In this order: `captions_interleaved.jsonl` is interleaved, `captions_qa.json` is captions.
 _RECORDS = {
-    "interleaved": read_interleaved.PATTERNS,
-    "captions": read_captions.PATTERNS,
-    "questions": read_questions.PATTERNS,
+    "interleaved": interleaved.PATTERNS,
+    "captions": captions.PATTERNS,
+    "questions": questions.PATTERNS,
 }
-_DOCUMENTS = {"html": read_html.SUFFIXES, "pdf": read_pdf.SUFFIXES}
+_DOCUMENTS = {"html": html.SUFFIXES, "pdf": pdf.SUFFIXES}
 _ABOUT = ("readme*", "licen[cs]e*", "notice*", "origin*", "copying*", ".*")
 
 

@@ -7,16 +7,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from data_pipeline.build.check_images import CheckImages
 from data_pipeline.build.discover import discover
 from data_pipeline.build.executor import BuildExecutor, is_task_done
-from data_pipeline.build.read_captions import CaptionsReader
-from data_pipeline.build.read_html import HtmlReader
-from data_pipeline.build.read_interleaved import InterleavedReader
-from data_pipeline.build.read_pdf import PdfReader
-from data_pipeline.build.read_questions import QuestionsReader
-from data_pipeline.build.read_scenes import ScenesReader
-from data_pipeline.build.reading import Folder, Reader
+from data_pipeline.build.images.check import CheckImages
+from data_pipeline.build.read.captions import CaptionsReader
+from data_pipeline.build.read.html import HtmlReader
+from data_pipeline.build.read.interleaved import InterleavedReader
+from data_pipeline.build.read.pdf import PdfReader
+from data_pipeline.build.read.questions import QuestionsReader
+from data_pipeline.build.read.reading import Folder, Reader
+from data_pipeline.build.read.scenes import ScenesReader
 from data_pipeline.build.recipe import (
     BuildRecipe,
     CaptionsSource,
@@ -32,7 +32,7 @@ from data_pipeline.build.recipe import (
 )
 from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
-from data_pipeline.build.write_shards import TASK_OF_SHARD, WriteShards
+from data_pipeline.build.write.shards import TASK_OF_SHARD, WriteShards
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
     MANIFEST,

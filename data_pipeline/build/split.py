@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipeline.build.reading import Fault
+from data_pipeline.build.read.reading import Fault
 from data_pipeline.sample import Sample, content_id
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipeline.build.reading import Item, Reader
+from data_pipeline.build.read.reading import Item, Reader
 
 
 class ReadSources(PipelineStep):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.build.check_images import Refusal, inspect
+from data_pipeline.build.images.check import Refusal, inspect
 from data_pipeline.build.recipe import ImageLimits
-from data_pipeline.build.tar import index_path, members, pack_index
+from data_pipeline.build.write.tar import index_path, members, pack_index
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, Shard, check_shard, read_manifest
 from data_pipeline.sample import SCHEMA, Sample

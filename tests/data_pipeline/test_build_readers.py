@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.build.run import build
-from data_pipeline.build.scene_documents import write_documents
+from data_pipeline.build.scenes.documents import write_documents
 from data_pipeline.errors import DataError
 from data_pipeline.sample import Sample
 

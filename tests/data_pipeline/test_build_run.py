@@ -100,7 +100,7 @@ sources:
 DEADLY = """
 import os, signal, sys
 from data_pipeline.build import run
-from data_pipeline.build.check_images import CheckImages
+from data_pipeline.build.images.check import CheckImages
 from data_pipeline.build.recipe import load_build
 from data_pipeline.errors import TransientError
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from data_pipeline.build.scene_documents import write_documents
-from data_pipeline.build.scene_text import QUESTION_TYPES, ask, fact
-from data_pipeline.build.scenes import COLOURS, Scene
+from data_pipeline.build.scenes.documents import write_documents
+from data_pipeline.build.scenes.draw import COLOURS, Scene
+from data_pipeline.build.scenes.text import QUESTION_TYPES, ask, fact
 
 SCENES = [Scene.at(0, i) for i in range(1500)]
 

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from data_pipeline.build.scenes import COLOURS, SHAPES, Scene, Thing
+from data_pipeline.build.scenes.draw import COLOURS, SHAPES, Scene, Thing
 
 QUESTION_TYPES = ("colour", "shape", "count", "relation", "where", "exists")
 _JUNK = ("img", "photo", "pic", "untitled", "copy", "final", "DSC", "thumbnail", "image", "stock")

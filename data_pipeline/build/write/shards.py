@@ -12,9 +12,9 @@ import pyarrow as pa
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipeline.build.reading import Fault
+from data_pipeline.build.read.reading import Fault
 from data_pipeline.build.recipe import BuildRecipe
-from data_pipeline.build.tar import TarWriter
+from data_pipeline.build.write.tar import TarWriter
 from data_pipeline.manifest import Funnel, Shard, TaskRecord, commit, sha256_file, write_task_record
 from data_pipeline.sample import SCHEMA, Sample
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build.reading import Fault, Folder, Item, as_json
-from data_pipeline.build.recipe import QuestionsSource
-from data_pipeline.build.records import (
+from data_pipeline.build.read.reading import Fault, Folder, Item, as_json
+from data_pipeline.build.read.records import (
     IMAGE_KEYS,
     Record,
     invalid,
@@ -17,6 +16,7 @@ from data_pipeline.build.records import (
     record_licence,
     record_picture,
 )
+from data_pipeline.build.recipe import QuestionsSource
 from data_pipeline.sample import Sample, Segment, content_id
 
 PATTERNS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pypdfium2 as pdfium
 
-from data_pipeline.build.reading import Fault, Folder, Item, begins_with, files_below, read_document
+from data_pipeline.build.read.reading import Fault, Folder, Item, begins_with, files_below, read_document
 from data_pipeline.build.recipe import PdfSource
 from data_pipeline.sample import Media, Sample, Segment, content_id
 

@@ -11,7 +11,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as raw
 from PIL import Image
 
-from data_pipeline.build.scenes import Scene
+from data_pipeline.build.scenes.draw import Scene
 
 _OPENINGS = (
     "These pictures were drawn for a small study of shapes.",

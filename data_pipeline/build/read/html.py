@@ -9,8 +9,8 @@ from pathlib import Path
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from data_pipeline.build.cut import Block, cut_document
-from data_pipeline.build.documents import document_item
-from data_pipeline.build.reading import (
+from data_pipeline.build.read.documents import document_item
+from data_pipeline.build.read.reading import (
     IMAGE_SUFFIXES,
     Fault,
     Folder,

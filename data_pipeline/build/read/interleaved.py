@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.build.cut import Block, cut_document
-from data_pipeline.build.documents import document_item
-from data_pipeline.build.reading import Fault, Folder, Item
-from data_pipeline.build.recipe import InterleavedSource
-from data_pipeline.build.records import (
+from data_pipeline.build.read.documents import document_item
+from data_pipeline.build.read.reading import Fault, Folder, Item
+from data_pipeline.build.read.records import (
     Record,
     invalid,
     load_records,
@@ -16,6 +15,7 @@ from data_pipeline.build.records import (
     record_inputs,
     record_licence,
 )
+from data_pipeline.build.recipe import InterleavedSource
 
 PATTERNS = ("*interleaved*.jsonl", "*interleaved*.json")
 

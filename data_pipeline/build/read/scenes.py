@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.build.read_questions import dialogue
-from data_pipeline.build.reading import Item, as_json
+from data_pipeline.build.read.questions import dialogue
+from data_pipeline.build.read.reading import Item, as_json
 from data_pipeline.build.recipe import ScenesSource
-from data_pipeline.build.scene_text import alt_text, ask, fact
-from data_pipeline.build.scenes import VERSION, Scene
+from data_pipeline.build.scenes.draw import VERSION, Scene
+from data_pipeline.build.scenes.text import alt_text, ask, fact
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
 

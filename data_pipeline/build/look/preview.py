@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from data_pipeline.build.tar import SUFFIX_OF
+from data_pipeline.build.write.tar import SUFFIX_OF
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.manifest import Shard, read_manifest
 from data_pipeline.sample import Sample

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.build.reading import Fault, Folder, Item
-from data_pipeline.build.recipe import CaptionsSource
-from data_pipeline.build.records import (
+from data_pipeline.build.read.reading import Fault, Folder, Item
+from data_pipeline.build.read.records import (
     Record,
     invalid,
     load_records,
@@ -15,6 +14,7 @@ from data_pipeline.build.records import (
     record_licence,
     record_picture,
 )
+from data_pipeline.build.recipe import CaptionsSource
 from data_pipeline.sample import Sample, Segment, content_id
 
 PATTERNS = ("*caption*.json", "*caption*.jsonl")

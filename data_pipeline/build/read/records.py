@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build.reading import IMAGE_SUFFIXES, Fault, Folder, Picture, files_below
+from data_pipeline.build.read.reading import IMAGE_SUFFIXES, Fault, Folder, Picture, files_below
 
 IMAGE_KEYS = ("file", "image", "image_name", "file_name", "path")
 SUFFIXES = (".json", ".jsonl")

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from data_pipeline.build.cut import Block
-from data_pipeline.build.reading import Fault, Item
+from data_pipeline.build.read.reading import Fault, Item
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
 

@@ -13,8 +13,8 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.build.documents import lineage_of
-from data_pipeline.build.reading import Fault, begins_with
+from data_pipeline.build.read.documents import lineage_of
+from data_pipeline.build.read.reading import Fault, begins_with
 from data_pipeline.build.recipe import ImageLimits
 from data_pipeline.sample import Media, Sample
 
