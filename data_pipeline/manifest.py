@@ -3,6 +3,7 @@
     DIR/manifest.json            the dataset: recipe, fingerprint, licences, funnel, the tasks' records
     DIR/manifest/00000.json      one record per build task: its shards with bytes, sha256 and counts
     DIR/shards/*.arrow|*.tar     the shards
+    DIR/exclusions/*.jsonl       what later steps took out: the shards stay as they are (view.py)
 
 A shard is committed by temporary file, fsync, rename; then its task's record; `manifest.json` comes last
 and makes the dataset exist. A kill at any point leaves either no record or a record that verifies.
@@ -43,23 +44,60 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCount:
+    """What left one step of the build: samples with their images and characters; and whom it dropped."""
+
+    step: str
+    samples: int = 0
+    images: int = 0
+    text_chars: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "StepCount") -> "StepCount":
+        return StepCount(
+            step=self.step,
+            samples=self.samples + other.samples,
+            images=self.images + other.images,
+            text_chars=self.text_chars + other.text_chars,
+            dropped=add_counts(self.dropped, other.dropped),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Funnel:
-    """What came in and where it went. `read == written + sum(dropped.values())`, per source."""
+    """What came in and where it went, per source: what was read was written or dropped, samples and images.
+
+    A document that is cut into n samples counts as n read, and so do the images that its pieces share.
+    An image that goes with its sample is dropped for the sample's reason.
+    """
 
     read: int = 0
     written: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    images_read: int = 0
+    images_written: int = 0
+    images_dropped: dict[str, int] = field(default_factory=dict)
+    steps: tuple[StepCount, ...] = ()
 
     @property
     def balanced(self) -> bool:
-        return self.read == self.written + sum(self.dropped.values())
+        return (
+            self.read == self.written + sum(self.dropped.values())
+            and self.images_read == self.images_written + sum(self.images_dropped.values())
+        )  # fmt: skip
 
     def __add__(self, other: "Funnel") -> "Funnel":
-        reasons = sorted({*self.dropped, *other.dropped})
+        mine = {s.step: s for s in self.steps}
+        theirs = {s.step: s for s in other.steps}
+        order = list(dict.fromkeys([*mine, *theirs]))
         return Funnel(
             read=self.read + other.read,
             written=self.written + other.written,
-            dropped={r: self.dropped.get(r, 0) + other.dropped.get(r, 0) for r in reasons},
+            dropped=add_counts(self.dropped, other.dropped),
+            images_read=self.images_read + other.images_read,
+            images_written=self.images_written + other.images_written,
+            images_dropped=add_counts(self.images_dropped, other.images_dropped),
+            steps=tuple(mine.get(s, StepCount(step=s)) + theirs.get(s, StepCount(step=s)) for s in order),
         )
 
 
@@ -79,6 +117,22 @@ class TaskRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exclusions:
+    """One committed file of exclusions. `made` says how: the step's configuration, to read and to repeat.
+
+    `counts`: {source: {split: {"samples", "images", "text_chars"}}}, what they take from the shards;
+    `reasons`: {source: {"samples": {reason: n}, "images": {reason: n}}}. A sample stands in one file only.
+    """
+
+    step: str
+    path: str
+    sha256: str
+    counts: dict[str, dict[str, dict[str, int]]]
+    reasons: dict[str, dict[str, dict[str, int]]]
+    made: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A whole dataset. `digest` identifies its content: training state refuses another one."""
 
@@ -88,11 +142,13 @@ class Manifest:
     licences: dict[str, str]
     unread: tuple[str, ...]
     tasks: tuple[TaskRecord, ...]
+    exclusions: tuple[Exclusions, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
     def digest(self) -> str:
         content = [(s.path, s.sha256) for s in self.shards()]
+        content += [(e.path, e.sha256) for e in self.exclusions]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
     @property
@@ -119,11 +175,19 @@ class Manifest:
         )
 
     def sources(self) -> dict[str, int]:
-        """Training samples by source."""
+        """Training samples by source, those excluded not counted."""
         counts: dict[str, int] = {}
         for s in self.shards(format="arrow", split="train"):
             counts[s.source] = counts.get(s.source, 0) + s.samples
-        return counts
+        return {name: n - self.excluded(name, "train", "samples") for name, n in counts.items()}
+
+    def excluded(self, source: str, split: str, what: str) -> int:
+        """How many samples, images or text_chars of (source, split) the exclusions take away."""
+        return sum(e.counts.get(source, {}).get(split, {}).get(what, 0) for e in self.exclusions)
+
+
+def add_counts(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+    return {k: a.get(k, 0) + b.get(k, 0) for k in sorted({*a, *b})}
 
 
 def task_record_path(directory: Path, task: int) -> Path:
@@ -230,11 +294,18 @@ def _task_record(raw: dict[str, Any]) -> TaskRecord:
         tasks=raw["tasks"],
         fingerprint=raw["fingerprint"],
         shards=tuple(Shard(**s) for s in raw["shards"]),
-        funnel={k: Funnel(**v) for k, v in raw["funnel"].items()},
+        funnel={
+            k: Funnel(**{**v, "steps": tuple(StepCount(**s) for s in v["steps"])})
+            for k, v in raw["funnel"].items()
+        },
         bad_inputs=tuple(raw["bad_inputs"]),
     )
 
 
 def _manifest(raw: dict[str, Any]) -> Manifest:
-    fields = {**raw, "unread": tuple(raw["unread"])}
-    return Manifest(**{**fields, "tasks": tuple(_task_record(t) for t in raw["tasks"])})
+    lists = {
+        "unread": tuple(raw["unread"]),
+        "tasks": tuple(_task_record(t) for t in raw["tasks"]),
+        "exclusions": tuple(Exclusions(**e) for e in raw["exclusions"]),
+    }
+    return Manifest(**{**raw, **lists})

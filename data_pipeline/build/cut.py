@@ -4,11 +4,19 @@ Train and held-out are decided by image (see split.py). A sample with images of 
 held-out picture into training, so a document is cut between them and no sample ever mixes.
 """
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
 
 from data_pipeline.build.read.reading import Fault, Picture
 from data_pipeline.build.split import is_heldout
+from data_pipeline.build.steps import record
+from data_pipeline.sample import Media, Sample, Segment, content_id
+
+HEADING = "heading"  # role of a heading's segment between the reader and the cut; it is not stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +27,97 @@ class Block:
     heading: bool = False
     picture: Picture | None = None
     cut: Fault | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a sample may be that is cut from a document; one of less text and no image is dropped."""
+
+    max_chars: int
+    max_images: int
+    min_chars: int
+
+
+class CutDocuments(PipelineStep):
+    """Turns each document of the sources in `sizes` into its samples; other sources pass as they are."""
+
+    type = "cut"
+    name = "cut into samples"
+
+    def __init__(self, sizes: Mapping[str, Size], heldout: float):
+        super().__init__()
+        self.sizes = sizes
+        self.heldout = heldout
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        more = more_images = 0  # a document that becomes n samples counts as n read
+        for doc in data:
+            mark = doc.metadata
+            if "read" in mark:
+                mark["read"] += more
+                mark["images_read"] += more_images
+                more = more_images = 0
+            elif mark["fault"] is None and (size := self.sizes.get(mark["source"])) is not None:
+                pieces = _samples(mark["sample"], size, self.heldout)
+                more += len(pieces) - 1
+                more_images += sum(len(p.media) for p in pieces) - len(mark["sample"].media)
+                for n, piece in enumerate(pieces):
+                    yield self._document(doc, piece, n, size)
+                continue
+            yield doc
+
+    def _document(self, doc: Document, piece: Sample, n: int, size: Size) -> Document:
+        where = f"{doc.metadata['where']}, part {n}" if n else doc.metadata["where"]
+        # What was taken out of the document is listed once, with its first sample.
+        mark = {**doc.metadata, "sample": piece, "where": where, "cuts": () if n else doc.metadata["cuts"]}
+        mark["flow"] = () if n else mark["flow"]
+        if piece.media or len(piece.text) >= size.min_chars:
+            record(mark, self.name)
+        else:
+            detail = f"{len(piece.text)} characters and no image, min_chars is {size.min_chars}"
+            mark["fault"] = Fault(
+                reason="too little text", detail=detail, bad=False, file=mark["file"], where=where
+            )
+            mark["at"] = self.name
+        return Document(text=piece.text or " ", id=piece.id, metadata=mark)
+
+
+def _samples(document: Sample, size: Size, heldout: float) -> list[Sample]:
+    blocks = [_block(document, s) for s in document.segments]
+    runs = cut_document(blocks, max_chars=size.max_chars, max_images=size.max_images, heldout=heldout)
+    return [_sample(document, n, run) for n, run in enumerate(runs)]
+
+
+def _block(document: Sample, segment: Segment) -> Block:
+    if segment.media is None:
+        return Block(text=segment.text, heading=segment.role == HEADING)
+    return Block(picture=Picture(document.media[segment.media], document.image_bytes[segment.media] or b""))
+
+
+def _sample(document: Sample, n: int, run: list[Block]) -> Sample:
+    """The n-th sample of the document. A picture that comes twice in it is stored once."""
+    number: dict[str, int] = {}
+    media: list[Media] = []
+    data: list[bytes] = []
+    segments: list[Segment] = []
+    for block in run:
+        if block.picture is None:
+            segments.append(Segment(type="text", text=block.text))
+            continue
+        key = block.picture.media.media_id
+        if key not in number:
+            number[key] = len(media)
+            media.append(block.picture.media)
+            data.append(block.picture.data)
+        segments.append(Segment(type="image", media=number[key]))
+    return dataclasses.replace(
+        document,
+        id=content_id(document.id, "part", str(n)),
+        kind="interleaved" if media else "text",
+        segments=tuple(segments),
+        media=tuple(media),
+        image_bytes=tuple(data),
+    )
 
 
 def cut_document(

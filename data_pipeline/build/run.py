@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from datatrove.pipeline.base import PipelineStep
+
+from data_pipeline.build.cut import CutDocuments, Size
 from data_pipeline.build.discover import discover
 from data_pipeline.build.executor import BuildExecutor, is_task_done
 from data_pipeline.build.images.check import CheckImages
@@ -82,12 +85,7 @@ def build(
     fingerprint = content_id(recipe_fingerprint(recipe), _listing(inputs, readers, times=False))
     with _locked(directory):
         _prepare(directory, recipe, fingerprint, stamp=_listing(inputs, readers, times=True))
-        pipeline = [
-            ReadSources(readers),
-            CheckImages(recipe.images),
-            Split(recipe.heldout),
-            WriteShards(directory, recipe, fingerprint),
-        ]
+        pipeline = _pipeline(recipe, readers, directory, fingerprint)
         executor = BuildExecutor(
             pipeline, directory=directory, fingerprint=fingerprint, tasks=recipe.tasks, workers=workers
         )
@@ -108,6 +106,23 @@ def build(
         )
         write_manifest(directory, manifest)
     return manifest
+
+
+def _pipeline(
+    recipe: BuildRecipe, readers: dict[str, Reader], directory: Path, fingerprint: str
+) -> list[PipelineStep]:
+    sizes = {
+        s.name: Size(s.max_chars, s.max_images, s.min_chars)
+        for s in recipe.sources
+        if isinstance(s, HtmlSource | InterleavedSource)
+    }
+    steps = [
+        ReadSources(readers),
+        CheckImages(recipe.images),
+        CutDocuments(sizes, recipe.heldout),
+        Split(recipe.heldout),
+    ]
+    return [*steps, WriteShards(directory, recipe, fingerprint, tuple(s.name for s in steps))]
 
 
 def _reader(source: Source, root: Path, recipe: BuildRecipe) -> Reader:

@@ -1,11 +1,6 @@
 """Train or held out: a property of the picture, so that no picture is in both, whatever source shows it."""
 
-from collections.abc import Iterable, Iterator
-
-from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
-
-from data_pipeline.build.read.reading import Fault
+from data_pipeline.build.steps import Dropped, Kept, Step
 from data_pipeline.sample import Sample, content_id
 
 
@@ -23,27 +18,16 @@ def split_of(sample: Sample, heldout: float) -> str | None:
     return "heldout" if held.pop() else "train"
 
 
-class Split(PipelineStep):
-    """Marks each sample with its split."""
+class Split(Step):
+    """Refuses a sample of both sides: to train on it would show a held-out picture."""
 
-    type = "split"
-    name = "train / held out"
+    name = "split"
 
     def __init__(self, heldout: float):
         super().__init__()
         self.heldout = heldout
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for doc in data:
-            mark = doc.metadata
-            if mark.get("sample") is not None and mark["fault"] is None:
-                mark["split"] = split_of(mark["sample"], self.heldout)
-                if mark["split"] is None:
-                    mark["fault"] = Fault(
-                        reason="images of both splits",
-                        detail="some images are held out, others not",
-                        bad=False,
-                        file=mark["file"],
-                        where=mark["where"],
-                    )
-            yield doc
+    def judge(self, sample: Sample) -> Kept | Dropped:
+        if split_of(sample, self.heldout) is None:
+            return Dropped("images of both splits", "some images are held out, others not")
+        return Kept(sample)

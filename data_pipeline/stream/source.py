@@ -6,11 +6,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipeline.errors import ConfigError, DataError, nearest
 from data_pipeline.manifest import Manifest, Shard, check_shard
 from data_pipeline.sample import SCHEMA, Media, Sample, Segment
+from data_pipeline.view import View
 
 _SEGMENT_FIELDS = ("type", "text", "media", "role", "turn", "loss")
 
@@ -22,7 +24,9 @@ class Source:
     name: str
     split: str
     _batches: tuple[pa.RecordBatch, ...]
-    _ends: tuple[int, ...]  # samples up to and with batch b
+    _ends: tuple[int, ...]  # rows up to and with batch b
+    _view: View
+    _rows: np.ndarray | None  # int64[samples]: the row of each sample; None where no row is excluded
 
     @classmethod
     def open(cls, directory: Path | str, manifest: Manifest, name: str, split: str = "train") -> "Source":
@@ -42,15 +46,29 @@ class Source:
                 f"{nearest(name, has)}\n  It has: {listed}"
             )
         batches = [b for shard in shards for b in _read(directory, shard) if b.num_rows]
-        return cls(name, split, tuple(batches), tuple(accumulate(b.num_rows for b in batches)))
+        ends = tuple(accumulate(b.num_rows for b in batches))
+        view = View.open(directory, manifest)
+        rows = None
+        if view.samples:
+            starts = (0, *ends)
+            kept = [start + view.kept_rows(b.column("id")) for start, b in zip(starts, batches, strict=False)]
+            rows = np.concatenate(kept)
+        if rows is not None and not len(rows):
+            raise ConfigError(
+                f"dataset '{manifest.name}' at {directory}: every sample of source '{name}' in split "
+                f"'{split}' is excluded.\n  See which steps took them:  fovea data stats " + str(directory)
+            )
+        return cls(name, split, tuple(batches), ends, view, rows)
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._ends[-1] if self._rows is None else len(self._rows)
 
     def __getitem__(self, i: int) -> Sample:
         """Sample i, pictures and all."""
         batch, row = self._find(i)
-        return Sample.from_row(batch.slice(row, 1).to_pylist()[0])
+        sample = self._view.apply(Sample.from_row(batch.slice(row, 1).to_pylist()[0]))
+        assert sample is not None, "rows that are excluded have no number"
+        return sample
 
     def without_pixels(self, i: int) -> Sample:
         """Sample i as far as planning needs it: id, kind, segments, whether a picture is missing.
@@ -60,7 +78,8 @@ class Source:
         batch, row = self._find(i)
         cell = {name: batch.column(name)[row] for name in ("id", "kind", "segments", "media")}
         errors = _column(cell["media"].values, "error")
-        return Sample(
+        keys = _column(cell["media"].values, "media_id") if self._view.images else [""] * len(errors)
+        sample = Sample(
             id=cell["id"].as_py(),
             kind=cell["kind"].as_py(),
             source=self.name,
@@ -70,9 +89,12 @@ class Source:
                     *(_column(cell["segments"].values, f) for f in _SEGMENT_FIELDS), strict=True
                 )
             ),
-            media=tuple(Media(media_id="", error=e) for e in errors),
+            media=tuple(Media(media_id=k, error=e) for k, e in zip(keys, errors, strict=True)),
             image_bytes=(None,) * len(errors),
         )
+        seen = self._view.apply(sample)
+        assert seen is not None, "rows that are excluded have no number"
+        return seen
 
     def picture(self, i: int, media: int) -> bytes | None:
         """The encoded bytes of one picture of sample i; None where the dataset holds none."""
@@ -83,8 +105,9 @@ class Source:
     def _find(self, i: int) -> tuple[pa.RecordBatch, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"source '{self.name}' has {len(self)} samples, {i} is asked for")
-        b = bisect_right(self._ends, i)
-        return self._batches[b], i - (self._ends[b - 1] if b else 0)
+        row = i if self._rows is None else int(self._rows[i])
+        b = bisect_right(self._ends, row)
+        return self._batches[b], row - (self._ends[b - 1] if b else 0)
 
 
 def _column(structs: pa.StructArray | None, name: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from data_pipeline.build.cut import Block
+from data_pipeline.build.cut import HEADING, Block
 from data_pipeline.build.read.reading import Fault, Item
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
@@ -17,7 +17,7 @@ def document_item(
     cuts = tuple(b.cut for b in blocks if b.cut is not None)
     for block in blocks:
         if block.text:
-            segments.append(Segment(type="text", text=block.text))
+            segments.append(Segment(type="text", text=block.text, role=HEADING if block.heading else None))
         if block.picture is not None:
             ids = [m.media_id for m in media]
             if block.picture.media.media_id not in ids:

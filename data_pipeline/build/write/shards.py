@@ -14,8 +14,17 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_pipeline.build.read.reading import Fault
 from data_pipeline.build.recipe import BuildRecipe
+from data_pipeline.build.split import split_of
 from data_pipeline.build.write.tar import TarWriter
-from data_pipeline.manifest import Funnel, Shard, TaskRecord, commit, sha256_file, write_task_record
+from data_pipeline.manifest import (
+    Funnel,
+    Shard,
+    StepCount,
+    TaskRecord,
+    commit,
+    sha256_file,
+    write_task_record,
+)
 from data_pipeline.sample import SCHEMA, Sample
 
 BATCH_ROWS = 32
@@ -29,19 +38,21 @@ class WriteShards(PipelineStep):
     type = "write"
     name = "shards"
 
-    def __init__(self, directory: Path, recipe: BuildRecipe, fingerprint: str):
+    def __init__(self, directory: Path, recipe: BuildRecipe, fingerprint: str, steps: tuple[str, ...] = ()):
+        """`steps`: the names of the steps before this one, in the order in which the funnel shows them."""
         super().__init__()
         self.directory = directory
         self.recipe = recipe
         self.fingerprint = fingerprint
+        self.steps = steps
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        task = _Task(self.directory, self.recipe, rank)
+        task = _Task(self.directory, self.recipe, rank, self.steps)
         with commit(self.directory / "dropped" / f"{rank:05d}.jsonl") as listing, task:
             for doc in data:
                 mark = doc.metadata
                 if "read" in mark:
-                    task.end_source(mark["source"], mark["read"])
+                    task.end_source(mark["source"], mark["read"], mark["images_read"])
                     continue
                 for line in task.take(doc):
                     listing.write((json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n").encode())
@@ -60,12 +71,11 @@ class WriteShards(PipelineStep):
 class _Task:
     """What one task has open and has counted so far."""
 
-    def __init__(self, directory: Path, recipe: BuildRecipe, rank: int):
-        self.directory, self.recipe, self.rank = directory, recipe, rank
+    def __init__(self, directory: Path, recipe: BuildRecipe, rank: int, steps: tuple[str, ...]):
+        self.directory, self.recipe, self.rank, self.steps = directory, recipe, rank, steps
         self.open: dict[str, _Shard] = {}
         self.number: Counter[str] = Counter()
-        self.written = 0
-        self.dropped: Counter[str] = Counter()
+        self.counted = _Counted(self.steps)
         self.shards: list[Shard] = []
         self.funnel: dict[str, Funnel] = {}
         self.bad_inputs: list[dict[str, str]] = []
@@ -81,24 +91,31 @@ class _Task:
         """Write the sample or count it as dropped. Yields what to list: the fault, and the images cut out."""
         mark = doc.metadata
         fault: Fault | None = mark["fault"]
+        self.counted.flow(mark)
         for cut in mark["cuts"]:
+            self.counted.images_dropped[cut.reason] += 1
             yield self._listed(cut, doc, "image")
         if fault is not None:
-            self.dropped[fault.reason] += 1
+            self.counted.dropped[fault.reason] += 1
+            if (sample := mark["sample"]) is not None and sample.media:
+                self.counted.images_dropped[fault.reason] += len(sample.media)
             yield self._listed(fault, doc, "sample")
             return
-        self._write(mark["sample"], mark["source"], mark["split"])
-        self.written += 1
+        split = split_of(mark["sample"], self.recipe.heldout)
+        assert split is not None, "the step before refuses samples of both splits"
+        self._write(mark["sample"], mark["source"], split)
+        self.counted.written += 1
+        self.counted.images_written += len(mark["sample"].media)
 
-    def end_source(self, source: str, read: int) -> None:
+    def end_source(self, source: str, read: int, images_read: int) -> None:
         """Close the source's shards. What its reader counted must be what arrived here."""
         for split in sorted(self.open):
             self.shards.extend(self.open.pop(split).finish())
-        funnel = Funnel(read=read, written=self.written, dropped=dict(sorted(self.dropped.items())))
+        funnel = self.counted.funnel(read, images_read)
         if not funnel.balanced:
-            raise AssertionError(f"source {source}: a step lost documents: {funnel}")
+            raise AssertionError(f"source {source}: a step lost samples or images: {funnel}")
         self.funnel[source] = funnel
-        self.written, self.dropped = 0, Counter()
+        self.counted = _Counted(self.steps)
 
     def _write(self, sample: Sample, source: str, split: str) -> None:
         if split not in self.open:
@@ -117,6 +134,47 @@ class _Task:
         if fault.bad:
             self.bad_inputs.append(line)
         return {**line, "id": doc.id, "source": source, "part": part, "class": fault.reason}
+
+
+class _Counted:
+    """What one source of the task has come to so far."""
+
+    def __init__(self, steps: tuple[str, ...]) -> None:
+        self.written = self.images_written = 0
+        self.dropped: Counter[str] = Counter()
+        self.images_dropped: Counter[str] = Counter()
+        self.steps: dict[str, list[int]] = {name: [0, 0, 0] for name in steps}
+        self.ended: dict[str, Counter[str]] = {}
+
+    def flow(self, mark: dict) -> None:
+        """Which steps the sample passed, with what it then held; and at which one it ended."""
+        for step, images, chars in mark["flow"]:
+            passed = self.steps.setdefault(step, [0, 0, 0])
+            for i, n in enumerate((1, images, chars)):
+                passed[i] += n
+        if mark["fault"] is not None:
+            self.steps.setdefault(mark["at"], [0, 0, 0])
+            self.ended.setdefault(mark["at"], Counter())[mark["fault"].reason] += 1
+
+    def funnel(self, read: int, images_read: int) -> Funnel:
+        return Funnel(
+            read=read,
+            written=self.written,
+            dropped=dict(sorted(self.dropped.items())),
+            images_read=images_read,
+            images_written=self.images_written,
+            images_dropped=dict(sorted(self.images_dropped.items())),
+            steps=tuple(
+                StepCount(
+                    step=step,
+                    samples=samples,
+                    images=images,
+                    text_chars=chars,
+                    dropped=dict(sorted(self.ended.get(step, {}).items())),
+                )
+                for step, (samples, images, chars) in self.steps.items()
+            ),
+        )
 
 
 class _Shard:

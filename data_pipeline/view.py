@@ -1,0 +1,253 @@
+"""What a dataset shows: its shards without its exclusions.
+
+Deduplication, decontamination, thresholds on scores and opt-outs never rewrite a shard. Each commits a file
+of exclusions, named by the manifest, and whoever reads the dataset reads it through this view.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import (
+    Exclusions,
+    Manifest,
+    Shard,
+    commit,
+    read_manifest,
+    sha256_file,
+    write_manifest,
+)
+from data_pipeline.sample import Sample
+
+LIGHT = ("id", "kind", "source", "segments", "media")  # enough to judge a sample; no pixels
+_OF_DOCUMENTS = ("interleaved", "pdf")
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A sample that is not to be seen, or (with `media_id`) one image of a document."""
+
+    id: str
+    media_id: str | None
+    reason: str  # a short, closed phrase: the funnel counts by it
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """`samples`: excluded ids; `images`: excluded images by the id of their sample."""
+
+    samples: dict[str, str]
+    images: dict[str, dict[str, str]]
+
+    @classmethod
+    def open(cls, directory: Path, manifest: Manifest, *, leave_out: str | None = None) -> "View":
+        """The view that the manifest names, of all its steps but `leave_out`.
+
+        Raises DataError where a file of exclusions is missing or was altered.
+        """
+        samples: dict[str, str] = {}
+        images: dict[str, dict[str, str]] = {}
+        for record in manifest.exclusions:
+            if record.step == leave_out:
+                continue
+            for e in read_exclusions(directory, record):
+                if e.media_id is None:
+                    samples[e.id] = e.reason
+                else:
+                    images.setdefault(e.id, {})[e.media_id] = e.reason
+        return cls(samples, images)
+
+    def __bool__(self) -> bool:
+        return bool(self.samples or self.images)
+
+    def apply(self, sample: Sample) -> Sample | None:
+        """The sample as it is to be seen; None where it is excluded.
+
+        An excluded image leaves the sequence and its bytes are withheld; its entry in `media` stays, with
+        the reason in `error`, so that the numbers of the others hold.
+        """
+        if sample.id in self.samples:
+            return None
+        gone = self.images.get(sample.id)
+        if not gone:
+            return sample
+        out = {i for i, m in enumerate(sample.media) if m.media_id in gone}
+        return dataclasses.replace(
+            sample,
+            segments=tuple(s for s in sample.segments if s.media not in out),
+            media=tuple(
+                dataclasses.replace(m, error=f"excluded: {gone[m.media_id]}") if i in out else m
+                for i, m in enumerate(sample.media)
+            ),
+            image_bytes=tuple(None if i in out else b for i, b in enumerate(sample.image_bytes)),
+        )
+
+    def kept_rows(self, ids: pa.Array) -> np.ndarray:
+        """int64[n]: the rows of a batch that are to be seen, given its column of ids."""
+        return np.array([i for i, key in enumerate(ids.to_pylist()) if key not in self.samples], np.int64)
+
+
+def samples(
+    directory: Path, *, source: str | None = None, split: str | None = None, manifest: Manifest | None = None
+) -> Iterator[Sample]:
+    """Every sample that the dataset shows, pixels and all, in the order of its shards."""
+    manifest = manifest or read_manifest(directory)
+    view = View.open(directory, manifest)
+    for shard in manifest.shards(format="arrow", source=source, split=split):
+        for batch in record_batches(directory, shard):
+            for row in batch.to_pylist():
+                if (seen := view.apply(Sample.from_row(row))) is not None:
+                    yield seen
+
+
+def light_rows(
+    directory: Path,
+    *,
+    columns: Iterable[str] = LIGHT,
+    manifest: Manifest | None = None,
+    view: View | None = None,
+) -> Iterator[tuple[Shard, dict[str, Any]]]:
+    """(shard, row) of every sample that the dataset shows, these columns only: no image byte is read.
+
+    `id` must be among the columns. As in `View.apply`, an image that is excluded keeps its place in `media`
+    with the reason in `error`, and its segments are left out.
+    """
+    manifest = manifest or read_manifest(directory)
+    view = view or View.open(directory, manifest)
+    names = list(columns)
+    for shard in manifest.shards(format="arrow"):
+        for batch in record_batches(directory, shard):
+            for row in batch.select(names).to_pylist():
+                if row["id"] in view.samples:
+                    continue
+                yield shard, _without(row, view.images.get(row["id"]))
+
+
+def record_batches(directory: Path, shard: Shard) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow shard, mapped and not copied."""
+    try:
+        with pa.memory_map(str(directory / shard.path)) as file:
+            reader = pa.ipc.open_file(file)
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise DataError(
+            f"shard {directory / shard.path} cannot be read: {e}\n  Prove the dataset:  fovea data verify"
+        ) from None
+
+
+def exclude(directory: Path, step: str, found: Iterable[Exclusion], made: dict[str, Any]) -> Manifest:
+    """Commit the exclusions of a step, in place of those that it committed before. Returns the manifest.
+
+    An image taken from a caption or a dialogue takes the sample with it, and so does the last content of a
+    document. What other steps exclude already is not counted twice. `step` names the file: [a-z0-9-]+.
+    """
+    manifest = read_manifest(directory)
+    others = View.open(directory, manifest, leave_out=step)
+    whole: dict[str, Exclusion] = {}
+    parts: dict[str, dict[str, Exclusion]] = {}
+    for e in found:
+        if e.media_id is None:
+            whole.setdefault(e.id, e)
+        else:
+            parts.setdefault(e.id, {}).setdefault(e.media_id, e)
+    kept: list[Exclusion] = []
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    reasons: dict[str, dict[str, dict[str, int]]] = {}
+    for shard, row in light_rows(directory, manifest=manifest, view=others):
+        if row["id"] not in whole and row["id"] not in parts:
+            continue
+        for e in _resolved(row, whole.get(row["id"]), parts.get(row["id"], {})):
+            kept.append(e)
+            _count(shard, row, e, counts, reasons)
+    kept.sort(key=lambda e: (e.id, e.media_id or ""))
+    rest = tuple(e for e in manifest.exclusions if e.step != step)
+    if kept:
+        lines = [json.dumps(dataclasses.asdict(e), sort_keys=True, ensure_ascii=False) + "\n" for e in kept]
+        data = "".join(lines).encode()
+        sha256 = hashlib.sha256(data).hexdigest()
+        # Named by its content: a kill between this file and the manifest leaves the old pair whole.
+        path = f"exclusions/{step}-{sha256[:12]}.jsonl"
+        with commit(directory / path) as f:
+            f.write(data)
+        rest = (
+            *rest,
+            Exclusions(step=step, path=path, sha256=sha256, counts=counts, reasons=reasons, made=made),
+        )
+    changed = dataclasses.replace(manifest, exclusions=tuple(sorted(rest, key=lambda e: e.step)))
+    write_manifest(directory, changed)
+    named = {e.path for e in changed.exclusions}
+    for old in (directory / "exclusions").glob("*.jsonl"):
+        if old.relative_to(directory).as_posix() not in named:
+            old.unlink()
+    return changed
+
+
+def read_exclusions(directory: Path, record: Exclusions) -> list[Exclusion]:
+    """The exclusions of one committed file. Raises DataError where it is missing or was altered."""
+    path = directory / record.path
+    if not path.exists() or sha256_file(path) != record.sha256:
+        what = "was altered" if path.exists() else "is missing"
+        raise DataError(f"{path} {what}: it says what dataset {directory} leaves out.\n  Restore it.")
+    with path.open(encoding="utf-8") as f:
+        return [Exclusion(**json.loads(line)) for line in f]
+
+
+def _resolved(row: dict[str, Any], whole: Exclusion | None, parts: dict[str, Exclusion]) -> list[Exclusion]:
+    """What really leaves this sample: nothing, images, or all of it."""
+    if whole is not None:
+        return [whole]
+    seen = [(i, m["media_id"]) for i, m in enumerate(row["media"]) if not m["error"]]
+    held = [parts[media_id] for _, media_id in seen if media_id in parts]
+    if not held:
+        return []
+    gone = {i for i, media_id in seen if media_id in parts}
+    left = any(
+        s["text"] or (s["media"] is not None and s["media"] not in gone) for s in row["segments"]
+    )  # fmt: skip
+    if row["kind"] in _OF_DOCUMENTS and left:
+        return held
+    return [dataclasses.replace(held[0], media_id=None)]
+
+
+def _count(
+    shard: Shard,
+    row: dict[str, Any],
+    e: Exclusion,
+    counts: dict[str, dict[str, dict[str, int]]],
+    reasons: dict[str, dict[str, dict[str, int]]],
+) -> None:
+    split = counts.setdefault(shard.source, {}).setdefault(
+        shard.split, {"samples": 0, "images": 0, "text_chars": 0}
+    )
+    by = reasons.setdefault(shard.source, {"samples": {}, "images": {}})
+    whole = e.media_id is None
+    if whole:
+        split["samples"] += 1
+        split["text_chars"] += sum(len(s["text"] or "") for s in row["segments"])
+    split["images"] += sum(not m["error"] for m in row["media"]) if whole else 1
+    named = by["samples" if whole else "images"]
+    named[e.reason] = named.get(e.reason, 0) + 1
+
+
+def _without(row: dict[str, Any], gone: dict[str, str] | None) -> dict[str, Any]:
+    if not gone or "media" not in row:
+        return row
+    media = [
+        {**m, "error": f"excluded: {gone[m['media_id']]}"} if m["media_id"] in gone else m
+        for m in row["media"]
+    ]
+    changed = {**row, "media": media}
+    if "segments" in row:
+        out = {i for i, m in enumerate(row["media"]) if m["media_id"] in gone}
+        changed["segments"] = [s for s in row["segments"] if s["media"] not in out]
+    return changed
