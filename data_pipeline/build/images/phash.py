@@ -1,0 +1,118 @@
+"""Perceptual hashes: 64 bits that stay nearly equal when a picture is scaled or encoded again.
+
+pHash (signs of the lowest 8x8 frequencies around their median) and dHash (brighter than the left neighbour),
+with the bit order of the ImageHash library. Both are computed from one small grey copy of the picture.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+SIDE = 32  # pixels of the grey copy that the cosine transform sees
+_KEPT = 8  # frequencies kept in each direction
+_ORIENTATION = 0x0112
+_UPRIGHT = {  # EXIF orientation -> what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# DCT-II, unnormalised: row k holds cos(pi k (2n + 1) / 2N) of the N pixels n.
+_COSINES = np.cos(np.pi * np.arange(_KEPT)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
+# A mirrored picture has the opposite sign in every odd horizontal frequency; bit 63 is frequency (0, 0).
+_ODD = 0x5555555555555555
+
+Bits = TypeVar("Bits", int, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """Two 64-bit hashes, the first bit of row 0 as the highest."""
+
+    phash: int
+    dhash: int
+
+
+def perceptual_hashes(image: Image.Image) -> Hashes:
+    """Both hashes of a picture of any mode and size, seen upright (EXIF) and over white.
+
+    It may be decoded at reduced size (`Image.draft`) as long as both sides keep 64 pixels or more.
+    """
+    small = small_grey(image)
+    return Hashes(phash=phash(_pixels(small, SIDE, SIDE)), dhash=dhash(_pixels(small, _KEPT + 1, _KEPT)))
+
+
+def phash(grey: np.ndarray) -> int:
+    """pHash of grey pixels [32, 32]; differences below a millionth of a grey level count as none."""
+    waves = _COSINES @ grey.astype(np.float64) @ _COSINES.T
+    waves[np.abs(waves) < 1e-6] = 0  # else rounding alone would decide the bits of a plain surface
+    ordered = np.sort(waves, axis=None)
+    median = (ordered[_KEPT * _KEPT // 2 - 1] + ordered[_KEPT * _KEPT // 2]) / 2
+    return _pack(waves > median)
+
+
+def dhash(grey: np.ndarray) -> int:
+    """dHash of grey pixels [8, 9]: a bit is set where a pixel is brighter than the one left of it."""
+    return _pack(grey[:, 1:] > grey[:, :-1])
+
+
+def mirrored_phash(bits: Bits) -> Bits:
+    """The pHash of the mirrored picture, from the pHash alone; works on integers and on uint64 arrays.
+
+    Exact but for coefficients between the median and minus the median: a few bits in 64.
+    """
+    return bits ^ (np.uint64(_ODD) if isinstance(bits, np.ndarray) else _ODD)
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """Grey pixels float32[32, 32] of mean 0 and length 1 (0 for a plain surface).
+
+    The inner product of two is their correlation: the second look at pictures whose hashes agree.
+    """
+    grey = _pixels(small_grey(image), SIDE, SIDE).astype(np.float32)
+    grey -= grey.mean()
+    length = float(np.linalg.norm(grey))
+    return grey / length if length > 1e-3 else np.zeros_like(grey)
+
+
+def decode_small(data: bytes, side: int = 64, max_pixels: int = 50_000_000) -> Image.Image:
+    """The picture in `data`, decoded whole but not larger than needed: no side falls below `side`.
+
+    A JPEG comes at 1/2, 1/4 or 1/8 of its size, which costs a fraction; a truncated one still raises OSError.
+    Raises OSError or ValueError where the bytes are no sound image of the four formats, or too many pixels.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}x{image.height} pixels, allowed are {max_pixels:,}")
+        image.draft(None, (side, side))
+        image.load()
+        return image
+
+
+def small_grey(image: Image.Image) -> Image.Image:
+    """A grey copy, upright, over white, of 64 to 127 pixels on the shorter side (or fewer, as it comes)."""
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("L", "RGB", "RGBA"):
+        image = image.convert("RGB")
+    if (factor := min(image.size) // (2 * SIDE)) > 1:
+        image = image.reduce(factor)
+    image = image.convert("L")
+    return image if turn is None else image.transpose(turn)
+
+
+def _pixels(grey: Image.Image, width: int, height: int) -> np.ndarray:
+    return np.asarray(grey.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _pack(bits: np.ndarray) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
