@@ -146,12 +146,24 @@ def record_batches(directory: Path, shard: Shard) -> Iterator[pa.RecordBatch]:
 
 
 def exclude(directory: Path, step: str, found: Iterable[Exclusion], made: dict[str, Any]) -> Manifest:
-    """Commit the exclusions of a step, in place of those that it committed before. Returns the manifest.
+    """Commit the exclusions of a step to a built dataset, in place of those that it committed before.
+
+    See `with_exclusions`. Returns the manifest, which is on disk when this returns.
+    """
+    changed = with_exclusions(directory, read_manifest(directory), step, found, made)
+    write_manifest(directory, changed)
+    remove_unnamed(directory, changed)
+    return changed
+
+
+def with_exclusions(
+    directory: Path, manifest: Manifest, step: str, found: Iterable[Exclusion], made: dict[str, Any]
+) -> Manifest:
+    """The manifest with the exclusions of a step, whose file is committed; the manifest itself is not yet.
 
     An image taken from a caption or a dialogue takes the sample with it, and so does the last content of a
     document. What other steps exclude already is not counted twice. `step` names the file: [a-z0-9-]+.
     """
-    manifest = read_manifest(directory)
     others = View.open(directory, manifest, leave_out=step)
     whole: dict[str, Exclusion] = {}
     parts: dict[str, dict[str, Exclusion]] = {}
@@ -163,15 +175,16 @@ def exclude(directory: Path, step: str, found: Iterable[Exclusion], made: dict[s
     kept: list[Exclusion] = []
     counts: dict[str, dict[str, dict[str, int]]] = {}
     reasons: dict[str, dict[str, dict[str, int]]] = {}
-    for shard, row in light_rows(directory, manifest=manifest, view=others):
+    rows = light_rows(directory, manifest=manifest, view=others) if whole or parts else ()
+    for shard, row in rows:
         if row["id"] not in whole and row["id"] not in parts:
             continue
         for e in _resolved(row, whole.get(row["id"]), parts.get(row["id"], {})):
             kept.append(e)
             _count(shard, row, e, counts, reasons)
-    kept.sort(key=lambda e: (e.id, e.media_id or ""))
     rest = tuple(e for e in manifest.exclusions if e.step != step)
     if kept:
+        kept.sort(key=lambda e: (e.id, e.media_id or ""))
         lines = [json.dumps(dataclasses.asdict(e), sort_keys=True, ensure_ascii=False) + "\n" for e in kept]
         data = "".join(lines).encode()
         sha256 = hashlib.sha256(data).hexdigest()
@@ -183,13 +196,15 @@ def exclude(directory: Path, step: str, found: Iterable[Exclusion], made: dict[s
             *rest,
             Exclusions(step=step, path=path, sha256=sha256, counts=counts, reasons=reasons, made=made),
         )
-    changed = dataclasses.replace(manifest, exclusions=tuple(sorted(rest, key=lambda e: e.step)))
-    write_manifest(directory, changed)
-    named = {e.path for e in changed.exclusions}
+    return dataclasses.replace(manifest, exclusions=rest)
+
+
+def remove_unnamed(directory: Path, manifest: Manifest) -> None:
+    """Delete files of exclusions that the manifest, now on disk, does not name."""
+    named = {e.path for e in manifest.exclusions}
     for old in (directory / "exclusions").glob("*.jsonl"):
         if old.relative_to(directory).as_posix() not in named:
             old.unlink()
-    return changed
 
 
 def read_exclusions(directory: Path, record: Exclusions) -> list[Exclusion]:
