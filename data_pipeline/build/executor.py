@@ -1,82 +1,74 @@
-"""datatrove's local executor, with completion judged by our own records.
+"""Running the tasks of a pipeline, here or on Slurm, with completion judged by our own records.
 
 datatrove marks a finished rank by an empty file: it does not notice a changed pipeline, another number of
-tasks, or a shard that is gone. Here a task is done if its record exists, is of this build, and its shards
-are there in their recorded size.
+tasks, or a shard that is gone. Here whoever starts a pipeline says when a task is done.
 """
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipeline.errors import DataError, TransientError
-from data_pipeline.manifest import read_task_record, task_record_path
+from data_pipeline.errors import TransientError
+
+# Ends when every task is done; `after` hears how many are, whenever that number changes.
+After = Callable[[int], None]
 
 
-def is_task_done(directory: Path, task: int, tasks: int, fingerprint: str) -> bool:
-    path = task_record_path(directory, task)
-    if not path.exists():
-        return False
-    try:
-        record = read_task_record(path)
-    except DataError:
-        return False  # not a record: the task is done again and writes a sound one
-    if (record.task, record.tasks, record.fingerprint) != (task, tasks, fingerprint):
-        return False
-    shards = ((directory / s.path, s.nbytes) for s in record.shards)
-    return all(path.exists() and path.stat().st_size == nbytes for path, nbytes in shards)
+@dataclass(frozen=True)
+class Job:
+    """A pipeline to be run for each of `tasks` ranks. `is_done` travels to the workers: it must pickle."""
+
+    name: str
+    pipeline: Sequence[PipelineStep]
+    tasks: int
+    logs: Path
+    is_done: Callable[[int], bool]
+
+    def left(self) -> list[int]:
+        return [rank for rank in range(self.tasks) if not self.is_done(rank)]
 
 
-class BuildExecutor(LocalPipelineExecutor):
-    """Runs the tasks that are not done: in this process with one worker, else in a pool."""
+class Executor(Protocol):
+    """Runs what is left of a job. Raises TransientError where workers died; the same command resumes."""
 
-    def __init__(
-        self, pipeline: list[PipelineStep], *, directory: Path, fingerprint: str, tasks: int, workers: int
-    ):
-        super().__init__(
-            pipeline, tasks=tasks, workers=workers, logging_dir=str(directory / "logs" / fingerprint)
-        )
-        self.directory = directory
-        self.fingerprint = fingerprint
+    def run(self, job: Job, after: After = lambda done: None) -> None: ...
+
+
+class Judged(PipelineExecutor):
+    """A datatrove executor for which `job.is_done` alone decides what is complete."""
+
+    job: Job
 
     def is_rank_completed(self, rank: int) -> bool:
-        return is_task_done(self.directory, rank, self.tasks, self.fingerprint)
+        return self.job.is_done(rank)
+
+    def mark_rank_as_completed(self, rank: int) -> None:
+        """The job's last step has left its own record."""
 
     def get_incomplete_ranks(
         self, ranks: list[int] | None = None, skip_completed: bool | None = None
     ) -> list[int]:
-        return [r for r in (range(self.tasks) if ranks is None else ranks) if not self.is_rank_completed(r)]
+        wanted = range(self.job.tasks) if ranks is None else ranks
+        return [rank for rank in wanted if not self.job.is_done(rank)]
 
-    def run(self, done: Callable[[int], None] = lambda task: None) -> None:
-        """Run what is left; `done` hears of each finished task."""
-        ranks = self.get_incomplete_ranks()
-        if self.workers == 1 or len(ranks) < 2:
-            for rank in ranks:
-                done(self._run_rank(rank))
-            return
-        # Not a Pool of multiprocessing: that waits for ever for a worker which the kernel has killed.
-        context = multiprocessing.get_context(self.start_method)
-        try:
-            with ProcessPoolExecutor(
-                min(self.workers, len(ranks)), mp_context=context, initializer=_end_with_the_build
-            ) as pool:
-                for future in as_completed([pool.submit(self._run_rank, rank) for rank in ranks]):
-                    done(future.result())
-        except BrokenProcessPool:
-            raise TransientError(
-                "a worker of the build died from outside (killed, or out of memory). What is done is kept:\n"
-                "  repeat the same command, with fewer --workers if memory was short"
-            ) from None
 
-    def _run_rank(self, rank: int) -> int:
+class _Local(Judged, LocalPipelineExecutor):
+    def __init__(self, job: Job):
+        super().__init__(list(job.pipeline), tasks=job.tasks, logging_dir=str(job.logs))
+        self.job = job
+
+    def run_rank(self, rank: int) -> int:
         # Local rank 1 of datatrove logs to its file only; rank 0 would also log to the terminal.
         pipeline, self.pipeline = self.pipeline, deepcopy(self.pipeline)
         try:
@@ -84,6 +76,37 @@ class BuildExecutor(LocalPipelineExecutor):
         finally:
             self.pipeline = pipeline
         return rank
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """On this machine: in this process with one worker, else in a pool of `workers` processes."""
+
+    workers: int = 1
+
+    def run(self, job: Job, after: After = lambda done: None) -> None:
+        ranks = job.left()
+        done = job.tasks - len(ranks)
+        executor = _Local(job)
+        if self.workers == 1 or len(ranks) < 2:
+            for rank in ranks:
+                executor.run_rank(rank)
+                after(done := done + 1)
+            return
+        # Not a Pool of multiprocessing: that waits for ever for a worker which the kernel has killed.
+        context = multiprocessing.get_context(executor.start_method)
+        try:
+            with ProcessPoolExecutor(
+                min(self.workers, len(ranks)), mp_context=context, initializer=_end_with_the_build
+            ) as pool:
+                for future in as_completed([pool.submit(executor.run_rank, rank) for rank in ranks]):
+                    future.result()
+                    after(done := done + 1)
+        except BrokenProcessPool:
+            raise TransientError(
+                "a worker of the build died from outside (killed, or out of memory). What is done is kept:\n"
+                "  repeat the same command, with fewer --workers if memory was short"
+            ) from None
 
 
 def _end_with_the_build() -> None:

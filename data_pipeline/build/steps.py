@@ -35,11 +35,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The sample ends here. `reason` is the funnel's key: a short, closed phrase."""
+    """The sample ends here. `reason` is the funnel's key: a short, closed phrase; `media`: the image to name."""
 
     reason: str
     detail: str
     bad: bool = False
+    media: int | None = None
 
 
 class Step(PipelineStep):
@@ -58,12 +59,10 @@ class Step(PipelineStep):
                 match self.judge(before):
                     case Kept(sample, cuts):
                         mark["sample"] = sample
-                        mark["cuts"] = (*mark["cuts"], *(_image_fault(c, before, mark) for c in cuts))
+                        mark["cuts"] = (*mark["cuts"], *(_fault(c, before, mark) for c in cuts))
                         record(mark, self.name)
-                    case Dropped(reason, detail, bad):
-                        mark["fault"] = Fault(
-                            reason=reason, detail=detail, bad=bad, file=mark["file"], where=mark["where"]
-                        )
+                    case Dropped() as dropped:
+                        mark["fault"] = _fault(dropped, before, mark)
                         mark["at"] = self.name
             yield doc
 
@@ -75,11 +74,13 @@ def record(mark: dict, step: str) -> None:
     mark["flow"] = (*mark["flow"], (step, len(sample.media), chars))
 
 
-def _image_fault(cut: Cut, sample: Sample, mark: dict) -> Fault:
-    """The cut, with the place to name: the image's own file or address where it has one."""
-    url = sample.media[cut.media].url
+def _fault(found: Cut | Dropped, sample: Sample, mark: dict) -> Fault:
+    """What a step found, with the place to name: the image's own file or address where it is about one."""
+    url = None if found.media is None else sample.media[found.media].url
     where = mark["where"] if url in (None, mark["file"]) else f"{mark['file']}, {mark['where']}"
-    return Fault(reason=cut.reason, detail=cut.detail, bad=cut.bad, file=url or mark["file"], where=where)
+    return Fault(
+        reason=found.reason, detail=found.detail, bad=found.bad, file=url or mark["file"], where=where
+    )
 
 
 class ReadSources(PipelineStep):

@@ -1,0 +1,98 @@
+"""The directory of a build: whose it is, what in it is done, and what an interrupted build left behind."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipeline.build.recipe import BuildRecipe, recipe_fingerprint
+from data_pipeline.build.write.shards import TASK_OF_SHARD
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    read_task_record,
+    task_record_path,
+    write_json,
+)
+from data_pipeline.sample import content_id
+
+IDENTITY = "build.json"  # which build this directory belongs to, from its first second on
+
+
+def is_task_done(directory: Path, tasks: int, fingerprint: str, task: int) -> bool:
+    """Its record exists, is of this build, and its shards are there in their recorded size."""
+    path = task_record_path(directory, task)
+    if not path.exists():
+        return False
+    try:
+        record = read_task_record(path)
+    except DataError:
+        return False  # not a record: the task is done again and writes a sound one
+    if (record.task, record.tasks, record.fingerprint) != (task, tasks, fingerprint):
+        return False
+    shards = ((directory / s.path, s.nbytes) for s in record.shards)
+    return all(path.exists() and path.stat().st_size == nbytes for path, nbytes in shards)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One build at a time in a directory; the lock goes with the process, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another build is at work in {directory}. Wait for it, or stop it.") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def prepare(directory: Path, recipe: BuildRecipe, fingerprint: str, stamp: str) -> Manifest | None:
+    """Refuse a directory of another dataset; clear away what an interrupted or outdated build left.
+
+    Returns the manifest of a build that was finished before.
+    """
+    path = directory / IDENTITY
+    mine = {"recipe": recipe_fingerprint(recipe), "name": recipe.name, "inputs": content_id(stamp)}
+    finished = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    found = _identity(path)
+    if finished is None and found is None and any((directory / d).exists() for d in ("manifest", "shards")):
+        raise DataError(
+            f"{directory} holds shards, but no {IDENTITY}: not a build of Fovea. Choose another --out."
+        )
+    other = found is not None and found["recipe"] != mine["recipe"]
+    if other or (finished is not None and finished.fingerprint != fingerprint):
+        name = finished.name if finished else (found or {}).get("name")
+        why = "another recipe" if other else "other inputs (files were added, removed or changed)"
+        raise DataError(
+            f"{directory} holds dataset '{name}', made of {why}.\n"
+            f"  Choose another --out, or delete {directory} first."
+        )
+    if finished is None and found is not None and found["inputs"] != mine["inputs"]:
+        # Inputs were repaired or removed before the dataset existed: no task can be trusted.
+        for record in (directory / "manifest").glob("*.json"):
+            record.unlink()
+    for leftover in directory.rglob("*.tmp-*"):
+        leftover.unlink(missing_ok=True)
+    stale = {t for t in range(recipe.tasks) if not is_task_done(directory, recipe.tasks, fingerprint, t)}
+    for shard in (directory / "shards").glob("*"):
+        if (task := TASK_OF_SHARD.search(shard.name)) and int(task.group(1)) in stale:
+            shard.unlink()
+    write_json(path, mine)
+    return finished
+
+
+def _identity(path: Path) -> dict[str, str] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {k: str(found[k]) for k in ("recipe", "name", "inputs")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as e:
+        raise DataError(f"{path} is damaged ({e}). Delete {path.parent} and build again.") from None
