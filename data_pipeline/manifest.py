@@ -4,6 +4,7 @@
     DIR/manifest/00000.json      one record per build task: its shards with bytes, sha256 and counts
     DIR/shards/*.arrow|*.tar     the shards
     DIR/exclusions/*.jsonl       what later steps took out: the shards stay as they are (view.py)
+    DIR/dropped/00000.jsonl      what each task left out, one line a sample or image
 
 A shard is committed by temporary file, fsync, rename; then its task's record; `manifest.json` comes last
 and makes the dataset exist. A kill at any point leaves either no record or a record that verifies.
@@ -33,7 +34,7 @@ class Shard:
     """One committed shard file. `path` is relative to the dataset's directory."""
 
     path: str
-    format: str  # arrow | webdataset
+    format: str  # arrow | webdataset | parquet
     split: str  # train | heldout
     source: str
     nbytes: int
@@ -103,9 +104,10 @@ class Funnel:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """What one build task committed: shards in both formats, the funnel of each source.
+    """What one build task committed: shards in every format, the funnel of each source.
 
-    `bad_inputs` names every input that could not be read: {"file", "where", "reason"}.
+    `bad_inputs` names every input that could not be read: {"file", "where", "reason"}. `files` are the
+    sha256 of what it committed beside its shards, by path: indices of tars, the list of what was dropped.
     """
 
     task: int
@@ -114,6 +116,7 @@ class TaskRecord:
     shards: tuple[Shard, ...]
     funnel: dict[str, Funnel]
     bad_inputs: tuple[dict[str, str], ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +207,13 @@ def read_task_record(path: Path) -> TaskRecord:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    write_json(directory / MANIFEST, dataclasses.asdict(manifest))
+    write_json(directory / MANIFEST, sealed(manifest))
+
+
+def sealed(manifest: Manifest) -> dict[str, Any]:
+    """The page of a manifest, with the sha256 of all the rest of it: nothing else vouches for its own text."""
+    page = dataclasses.asdict(manifest)
+    return {**page, "sha256": hashlib.sha256(json_bytes(page)).hexdigest()}
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -271,7 +280,11 @@ def fsync_directory(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Commit `value` as JSON with sorted keys."""
     with commit(path) as f:
-        f.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        f.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _parse(path: Path, build: Callable[[dict[str, Any]], T]) -> T:
@@ -299,6 +312,7 @@ def _task_record(raw: dict[str, Any]) -> TaskRecord:
             for k, v in raw["funnel"].items()
         },
         bad_inputs=tuple(raw["bad_inputs"]),
+        files=raw.get("files", {}),
     )
 
 
@@ -308,4 +322,5 @@ def _manifest(raw: dict[str, Any]) -> Manifest:
         "tasks": tuple(_task_record(t) for t in raw["tasks"]),
         "exclusions": tuple(Exclusions(**e) for e in raw["exclusions"]),
     }
-    return Manifest(**{**raw, **lists})
+    # The seal is not looked at here: `fovea data verify` does that.
+    return Manifest(**{**{k: v for k, v in raw.items() if k != "sha256"}, **lists})
