@@ -1,24 +1,37 @@
 """Every image is proved to decode before it is written; what fails says what was expected and found.
 
-The decoders are a closed list, and the size is judged from the header, before a pixel is unpacked.
+Cheap before expensive: size of the file, format and header, then one decode that serves all the rest. The
+decoders are a closed list, and what a file asks of them is judged from its header (see header.py).
 """
 
 import dataclasses
 import io
-import warnings
-from collections.abc import Iterable, Iterator
+import struct
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datatrove.data import Document
-from datatrove.pipeline.base import PipelineStep
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.build.read.documents import lineage_of
-from data_pipeline.build.read.reading import Fault, begins_with
-from data_pipeline.build.recipe import ImageLimits
+from data_pipeline.build.images.cutting import without_images
+from data_pipeline.build.images.header import (
+    MAX_PARTS,
+    MAX_SCANS,
+    BrokenHeader,
+    Header,
+    image_format,
+    read_header,
+)
+from data_pipeline.build.images.limits import ImageLimits
+from data_pipeline.build.images.phash import perceptual_hashes
+from data_pipeline.build.images.sight import text_overlay, thumbnail, uniform
+from data_pipeline.build.read.reading import begins_with
+from data_pipeline.build.steps import Cut, Dropped, Kept, Step
 from data_pipeline.sample import Media, Sample
 
 FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+# Peak bytes per pixel of `inspect`, measured over modes and encoders, of the worst one, rounded up.
+MEMORY = {"JPEG": 9, "PNG": 13, "WEBP": 22, "GIF": 13}
 _LOOKS_LIKE = (
     (b"<!doctype html", "HTML"),
     (b"<html", "HTML"),
@@ -36,9 +49,14 @@ _LOOKS_LIKE = (
 
 @dataclass(frozen=True)
 class Facts:
+    """What is known of an image after all of it was decoded; hash and scores are of the upright thumbnail."""
+
     mime: str
     width: int
     height: int
+    phash: int
+    uniform: float
+    text_overlay: float
 
 
 @dataclass(frozen=True)
@@ -51,44 +69,128 @@ class Refusal:
 def inspect(data: bytes, limits: ImageLimits, *, page: bool = False) -> Facts | Refusal:
     """What the image is, after decoding all of it (of an animation, the first frame); or why it is refused.
 
-    A rendered page (`page`) is whatever shape it is: only size caps hold for it.
+    A rendered page (`page`) is whatever it is: only caps of size and memory hold for it.
     """
+    if not isinstance(limits, ImageLimits):  # until the recipe's own model is this one
+        limits = ImageLimits.model_validate(limits.model_dump())
+    header = _header(data, limits)
+    if isinstance(header, Refusal):
+        return header
+    if refusal := _size(header, limits) or (None if page else _shape(header, len(data), limits)):
+        return refusal
+    facts = _decode(data, header)
+    if isinstance(facts, Refusal) or page:
+        return facts
+    return _content(facts, limits) or facts
+
+
+def _header(data: bytes, limits: ImageLimits) -> Header | Refusal:
     if not data:
         return Refusal("not an image", "the file is empty", bad=True)
-    opened = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-                opened = image.format or "image"
-                width, height = image.size
-                if refusal := _size(width, height, limits, page):
-                    return refusal
-                image.load()
-                return Facts(FORMATS[opened], width, height)
-    except UnidentifiedImageError:
+    if len(data) > limits.max_bytes:
+        return _refused("image file too large", f"{len(data):,} bytes", "max_bytes", limits)
+    if (kind := image_format(data)) is None:
         return Refusal("not an image", _unidentified(data), bad=True)
+    try:
+        return read_header(data, kind)
+    except BrokenHeader as e:
+        word = "truncated" if "ends" in str(e) else "broken"
+        return Refusal("unreadable image", f"{word} {kind}: {e}", bad=True)
+
+
+def _size(header: Header, limits: ImageLimits) -> Refusal | None:
+    """What decoding would cost: these hold for pages too."""
+    size = f"{header.width}x{header.height}"
+    pixels = header.width * header.height
+    if pixels > limits.max_pixels:
+        return _refused("image too large", f"{size} pixels", "max_pixels", limits)
+    if (memory := pixels * MEMORY[header.format]) > limits.max_memory:
+        found = f"{size} {header.format}, about {memory:,} bytes to decode"
+        return _refused("image too large", found, "max_memory", limits)
+    if header.scans > MAX_SCANS:
+        return Refusal("image too costly", f"over {MAX_SCANS} scans in a JPEG", bad=False)
+    if header.parts > MAX_PARTS:
+        return Refusal("image too costly", f"over {MAX_PARTS:,} parts in a {header.format}", bad=False)
+    return None
+
+
+def _shape(header: Header, nbytes: int, limits: ImageLimits) -> Refusal | None:
+    if header.format not in limits.formats:
+        wanted = ", ".join(limits.formats)
+        return Refusal("image format not wanted", f"{header.format}, images.formats is {wanted}", bad=False)
+    if nbytes < limits.min_bytes:
+        return _refused("image file too small", f"{nbytes:,} bytes", "min_bytes", limits)
+    return _side(header, limits)
+
+
+def _side(header: Header, limits: ImageLimits) -> Refusal | None:
+    width, height = header.width, header.height
+    size = f"{width}x{height}"
+    if min(width, height) < limits.min_side:
+        return _refused("image too small", size, "min_side", limits)
+    if width < limits.min_width:
+        return _refused("image too small", size, "min_width", limits)
+    if height < limits.min_height:
+        return _refused("image too small", size, "min_height", limits)
+    if max(width, height) > limits.max_aspect * min(width, height):
+        return _refused("image too elongated", size, "max_aspect", limits)
+    if max(width, height) > limits.max_side:
+        return _refused("image too large", size, "max_side", limits)
+    if header.animated and limits.animated == "drop":
+        return Refusal("animated image", f"several frames in a {header.format}", bad=False)
+    return None
+
+
+def _decode(data: bytes, header: Header) -> Facts | Refusal:
+    try:
+        with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+            if image.size != (header.width, header.height):
+                found = f"{image.width}x{image.height} pixels, the header says {header.width}x{header.height}"
+                return Refusal("unreadable image", f"broken {header.format}: {found}", bad=True)
+            small = thumbnail(image)
+    except UnidentifiedImageError:
+        return Refusal("unreadable image", f"broken {header.format}: no decoder opens it", bad=True)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
         return Refusal("image too large", f"{e}", bad=False)
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, MemoryError) as e:
+    except MemoryError:
+        return Refusal("image too costly", f"no memory left to decode a {header.format}", bad=False)
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        struct.error,
+        zlib.error,
+    ) as e:  # on altered bytes the parsers raise nearly anything
         word = "truncated" if "truncated" in str(e) else "broken"
-        return Refusal("unreadable image", f"{word} {opened or 'image'}: {e}", bad=True)
+        return Refusal("unreadable image", f"{word} {header.format}: {e}", bad=True)
+    return Facts(
+        mime=FORMATS[header.format],
+        width=header.width,
+        height=header.height,
+        phash=perceptual_hashes(small).phash,
+        uniform=uniform(small),
+        text_overlay=text_overlay(small),
+    )
 
 
-def _size(width: int, height: int, limits: ImageLimits, page: bool) -> Refusal | None:
-    if width * height > limits.max_pixels:
-        detail = f"{width}x{height} pixels, images.max_pixels is {limits.max_pixels:,}"
-        return Refusal("image too large", detail, bad=False)
-    if page:
-        return None
-    if min(width, height) < limits.min_side:
-        return Refusal(
-            "image too small", f"{width}x{height}, images.min_side is {limits.min_side}", bad=False
-        )
-    if max(width, height) > limits.max_aspect * min(width, height):
-        detail = f"{width}x{height}, images.max_aspect is {limits.max_aspect:g}"
-        return Refusal("image too elongated", detail, bad=False)
+def _content(facts: Facts, limits: ImageLimits) -> Refusal | None:
+    if facts.uniform > limits.max_uniform:
+        return _refused("blank image", f"{facts.uniform:.1%} of one colour", "max_uniform", limits)
+    if facts.text_overlay > limits.max_text_overlay:
+        found = f"text overlay {facts.text_overlay:.2f}"
+        return _refused("text over the image", found, "max_text_overlay", limits)
     return None
+
+
+def _refused(reason: str, found: str, key: str, limits: ImageLimits) -> Refusal:
+    return Refusal(reason, f"{found}, images.{key} is {getattr(limits, key):,}", bad=False)
 
 
 def _unidentified(data: bytes) -> str:
@@ -100,8 +202,8 @@ def _unidentified(data: bytes) -> str:
     return f"not an image: begins with {begins_with(data)}; expected one of {expected}"
 
 
-class CheckImages(PipelineStep):
-    """Fills in mime, width and height, and takes out what `inspect` refuses.
+class CheckImages(Step):
+    """Fills in what `inspect` finds (mime, size, perceptual hash, scores), and takes out what it refuses.
 
     A refused image takes its sample with it, except in documents: there the image alone is cut.
     """
@@ -109,64 +211,36 @@ class CheckImages(PipelineStep):
     type = "check"
     name = "images"
 
-    def __init__(self, limits: ImageLimits):
+    def __init__(self, limits: ImageLimits, *, of_source: Mapping[str, ImageLimits] | None = None):
         super().__init__()
         self.limits = limits
+        self.of_source = of_source or {}
 
-    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for doc in data:
-            mark = doc.metadata
-            if mark.get("sample") is not None and mark["fault"] is None and mark["sample"].media:
-                self._check(mark)
-            yield doc
-
-    def _check(self, mark: dict) -> None:
-        sample: Sample = mark["sample"]
-        checked: dict[int, Media] = {}
-        faults: list[Fault] = []
-        for i, (media, data) in enumerate(zip(sample.media, sample.image_bytes, strict=True)):
-            found = inspect(data or b"", self.limits, page=media.kind == "page")
+    def judge(self, sample: Sample) -> Kept | Dropped:
+        if not sample.media:
+            return Kept(sample)
+        limits = self.of_source.get(sample.source, self.limits)
+        media = list(sample.media)
+        cuts = []
+        for i, (medium, data) in enumerate(zip(sample.media, sample.image_bytes, strict=True)):
+            found = inspect(data or b"", limits, page=medium.kind == "page")
             if isinstance(found, Refusal):
-                faults.append(
-                    Fault(
-                        reason=found.reason,
-                        detail=found.detail,
-                        bad=found.bad,
-                        file=media.url or mark["file"],
-                        where=mark["where"]
-                        if media.url == mark["file"]
-                        else f"{mark['file']}, {mark['where']}",
-                    )
-                )
+                cuts.append(Cut(i, found.reason, found.detail, found.bad))
             else:
-                checked[i] = dataclasses.replace(
-                    media,
-                    mime=found.mime,
-                    width=found.width,
-                    height=found.height,
-                    orig_width=found.width,
-                    orig_height=found.height,
-                )
-        if faults and sample.kind != "interleaved":
-            mark["fault"] = faults[0]
-            return
-        mark["sample"] = _keep(sample, checked, tuple(faults))
-        mark["cuts"] = (*mark["cuts"], *faults)
-        if not mark["sample"].segments:
-            mark["fault"] = dataclasses.replace(faults[0], bad=False, reason="no image left")
+                media[i] = _described(medium, found)
+        checked = dataclasses.replace(sample, media=tuple(media))
+        return without_images(checked, cuts, "check_images")
 
 
-def _keep(sample: Sample, kept: dict[int, Media], faults: tuple[Fault, ...]) -> Sample:
-    """The sample with these media only, renumbered; the other images leave the sequence."""
-    number = {old: new for new, old in enumerate(kept)}
-    segments = (s for s in sample.segments if s.media is None or s.media in number)
+def _described(media: Media, facts: Facts) -> Media:
+    scores = {"text_overlay": facts.text_overlay, "uniform": facts.uniform}
     return dataclasses.replace(
-        sample,
-        kind=sample.kind if kept or sample.kind != "interleaved" else "text",
-        segments=tuple(
-            s if s.media is None else dataclasses.replace(s, media=number[s.media]) for s in segments
-        ),
-        media=tuple(kept.values()),
-        image_bytes=tuple(sample.image_bytes[i] for i in kept),
-        lineage=(*(sample.lineage or ()), *(lineage_of(faults, "check_images") or ())) or None,
+        media,
+        mime=facts.mime,
+        width=facts.width,
+        height=facts.height,
+        orig_width=facts.width,
+        orig_height=facts.height,
+        phash=facts.phash,
+        scores={**(media.scores or {}), **scores},
     )
