@@ -4,18 +4,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from data_pipeline.build.read.reading import Fault
 from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.build.split import split_of
-from data_pipeline.build.write.tar import TarWriter
+from data_pipeline.build.write.shard import MAX_SAMPLE_BYTES, ShardWriter, sample_bytes
 from data_pipeline.manifest import (
     Funnel,
     Shard,
@@ -25,11 +23,9 @@ from data_pipeline.manifest import (
     sha256_file,
     write_task_record,
 )
-from data_pipeline.sample import SCHEMA, Sample
+from data_pipeline.sample import Sample
 
-BATCH_ROWS = 32
-_SUFFIXES = {"arrow": "arrow", "webdataset": "tar"}
-TASK_OF_SHARD = re.compile(r"-(?:train|heldout)-(\d{5})-\d{3,}\.(?:arrow|tar|tar\.idx)$")
+TASK_OF_SHARD = re.compile(r"-(?:train|heldout)-(\d{5})-\d{3,}\.(?:arrow|parquet|tar|tar\.idx)$")
 
 
 class WriteShards(PipelineStep):
@@ -48,7 +44,8 @@ class WriteShards(PipelineStep):
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         task = _Task(self.directory, self.recipe, rank, self.steps)
-        with commit(self.directory / "dropped" / f"{rank:05d}.jsonl") as listing, task:
+        dropped = f"dropped/{rank:05d}.jsonl"
+        with commit(self.directory / dropped) as listing, task:
             for doc in data:
                 mark = doc.metadata
                 if "read" in mark:
@@ -64,6 +61,7 @@ class WriteShards(PipelineStep):
             shards=tuple(sorted(task.shards, key=lambda s: s.path)),
             funnel=task.funnel,
             bad_inputs=tuple(task.bad_inputs),
+            files=dict(sorted({**task.files, dropped: sha256_file(self.directory / dropped)}.items())),
         )
         write_task_record(self.directory, record)
 
@@ -73,10 +71,11 @@ class _Task:
 
     def __init__(self, directory: Path, recipe: BuildRecipe, rank: int, steps: tuple[str, ...]):
         self.directory, self.recipe, self.rank, self.steps = directory, recipe, rank, steps
-        self.open: dict[str, _Shard] = {}
+        self.open: dict[str, ShardWriter] = {}
         self.number: Counter[str] = Counter()
         self.counted = _Counted(self.steps)
         self.shards: list[Shard] = []
+        self.files: dict[str, str] = {}
         self.funnel: dict[str, Funnel] = {}
         self.bad_inputs: list[dict[str, str]] = []
 
@@ -90,6 +89,8 @@ class _Task:
     def take(self, doc: Document) -> Iterator[dict[str, str]]:
         """Write the sample or count it as dropped. Yields what to list: the fault, and the images cut out."""
         mark = doc.metadata
+        if mark["fault"] is None and (large := _too_large(mark)) is not None:
+            mark["fault"], mark["at"] = large, WriteShards.name
         fault: Fault | None = mark["fault"]
         self.counted.flow(mark)
         for cut in mark["cuts"]:
@@ -110,7 +111,7 @@ class _Task:
     def end_source(self, source: str, read: int, images_read: int) -> None:
         """Close the source's shards. What its reader counted must be what arrived here."""
         for split in sorted(self.open):
-            self.shards.extend(self.open.pop(split).finish())
+            self._finish(split)
         funnel = self.counted.funnel(read, images_read)
         if not funnel.balanced:
             raise AssertionError(f"source {source}: a step lost samples or images: {funnel}")
@@ -122,11 +123,16 @@ class _Task:
             n = self.number[f"{source}-{split}"]
             self.number[f"{source}-{split}"] += 1
             stem = f"{source}-{split}-{self.rank:05d}-{n:03d}"
-            self.open[split] = _Shard(self.directory, stem, source, split, self.recipe.formats)
+            self.open[split] = ShardWriter(self.directory, stem, source, split, self.recipe.formats)
         shard = self.open[split]
         shard.add(sample)
         if shard.samples >= self.recipe.shard_samples or shard.nbytes >= self.recipe.shard_bytes:
-            self.shards.extend(self.open.pop(split).finish())
+            self._finish(split)
+
+    def _finish(self, split: str) -> None:
+        shard = self.open.pop(split)
+        self.shards.extend(shard.finish())
+        self.files.update(shard.files)
 
     def _listed(self, fault: Fault, doc: Document, part: str) -> dict[str, str]:
         line = {"file": fault.file, "where": fault.where, "reason": fault.detail}
@@ -177,65 +183,9 @@ class _Counted:
         )
 
 
-class _Shard:
-    """One shard in every format of the recipe, row for row the same. Appears whole or not at all."""
-
-    def __init__(self, directory: Path, stem: str, source: str, split: str, formats: tuple[str, ...]):
-        self.directory, self.source, self.split = directory, source, split
-        self.paths = {f: Path("shards") / f"{stem}.{_SUFFIXES[f]}" for f in formats}
-        self.rows: list[dict[str, Any]] = []
-        self.samples = self.images = self.text_chars = self.nbytes = 0
-        self.stack = ExitStack()
-        self.arrow: pa.ipc.RecordBatchFileWriter | None = None
-        self.tar: TarWriter | None = None
-        for format, path in self.paths.items():
-            file = self.stack.enter_context(commit(directory / path))
-            if format == "arrow":
-                self.arrow = self.stack.enter_context(pa.ipc.new_file(file, SCHEMA))
-            else:
-                self.tar = self.stack.enter_context(TarWriter(file, directory / path))
-
-    def add(self, sample: Sample) -> None:
-        self.rows.append(sample.to_row())
-        self.samples += 1
-        self.images += len(sample.media)
-        self.text_chars += sum(len(s.text) for s in sample.segments if s.text)
-        self.nbytes += sum(len(b) for b in sample.image_bytes if b) + 1024
-        if len(self.rows) >= BATCH_ROWS:
-            self._flush()
-
-    def finish(self) -> list[Shard]:
-        self._flush()
-        self.stack.close()
-        return [
-            Shard(
-                path=path.as_posix(),
-                format=format,
-                split=self.split,
-                source=self.source,
-                nbytes=(self.directory / path).stat().st_size,
-                sha256=sha256_file(self.directory / path),
-                samples=self.samples,
-                images=self.images,
-                text_chars=self.text_chars,
-            )
-            for format, path in self.paths.items()
-        ]
-
-    def abandon(self, *exception: Any) -> None:
-        """Remove what is unfinished: the files were never renamed."""
-        cause = exception if exception and exception[0] else (RuntimeError, RuntimeError("abandoned"), None)
-        try:
-            self.stack.__exit__(*cause)
-        except BaseException as e:
-            if e is not cause[1]:
-                raise
-
-    def _flush(self) -> None:
-        if self.rows:
-            batch = pa.RecordBatch.from_pylist(self.rows, schema=SCHEMA)
-            if self.arrow is not None:
-                self.arrow.write_batch(batch)
-            if self.tar is not None:
-                self.tar.write(batch.to_pylist())
-            self.rows = []
+def _too_large(mark: dict) -> Fault | None:
+    """No format can hold a row beyond the limit of Arrow's binary columns."""
+    if (size := sample_bytes(mark["sample"])) <= MAX_SAMPLE_BYTES:
+        return None
+    detail = f"{size:,} bytes, a row holds at most {MAX_SAMPLE_BYTES:,}"
+    return Fault(reason="sample too large", detail=detail, bad=False, file=mark["file"], where=mark["where"])

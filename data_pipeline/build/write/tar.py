@@ -1,11 +1,12 @@
 """A WebDataset tar that is byte-identical on every rerun, with an index of where each sample begins.
 
-Per sample `<id>.json` (every column but the images) first, then `<id>.000.jpg`, `<id>.001.png`...
-USTAR, no times, no owners.
+Per sample `<key>.json` (every column but the images) first, then `<key>.000.jpg`, `<key>.001.png`...
+USTAR, no times, no owners. The key is the sample's id wherever that can be one.
 """
 
 import io
 import json
+import re
 import struct
 import tarfile
 from pathlib import Path
@@ -13,9 +14,12 @@ from types import TracebackType
 from typing import IO, Any
 
 from data_pipeline.manifest import commit
-from data_pipeline.sample import Sample
+from data_pipeline.sample import Sample, content_id
 
 SUFFIX_OF = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif"}
+_MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"))
+# WebDataset ends the key at the first dot, makes folders of slashes, and USTAR has room for 100 characters.
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def index_path(tar: Path) -> Path:
@@ -59,11 +63,18 @@ def members(row: dict[str, Any]) -> list[tuple[str, bytes]]:
     # By way of Sample: Arrow's maps become mappings, and its float32 are what is written here too.
     columns = {k: v for k, v in Sample.from_row(row).to_row().items() if k != "images"}
     text = json.dumps(columns, sort_keys=True, ensure_ascii=False)
-    found = [(f"{row['id']}.json", text.encode())]
+    key = row["id"] if _KEY.fullmatch(row["id"]) else content_id(row["id"])
+    found = [(f"{key}.json", text.encode())]
     for i, (media, image) in enumerate(zip(row["media"], row["images"], strict=True)):
-        if image["bytes"] is not None:
-            found.append((f"{row['id']}.{i:03d}.{SUFFIX_OF[media['mime']]}", image["bytes"]))
+        if (data := image["bytes"]) is not None:
+            found.append((f"{key}.{i:03d}.{suffix_of(media['mime'], data)}", data))
     return found
+
+
+def suffix_of(mime: str | None, data: bytes) -> str:
+    """The ending of a file with this image; told by its first bytes where the record does not say."""
+    magic = (suffix for start, suffix in _MAGIC if data.startswith(start))
+    return SUFFIX_OF.get(mime or "") or next(magic, "bin")
 
 
 def pack_index(offsets: list[int]) -> bytes:
