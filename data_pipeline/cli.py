@@ -5,8 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_pipeline.errors import FoveaError
+from data_pipeline.errors import ConfigError, FoveaError
+
+if TYPE_CHECKING:
+    from data_pipeline.build.executor import Executor
 
 
 class IntermixedParser(argparse.ArgumentParser):
@@ -43,6 +47,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     p.add_argument("--inputs", type=Path, metavar="DIR", help="relative paths of sources count from here")
     p.add_argument("--workers", type=_positive, default=1, metavar="N", help="tasks at once (%(default)s)")
+    p.add_argument(
+        "--executor",
+        choices=("local", "slurm"),
+        default="local",
+        help="where tasks run (%(default)s); with slurm this command submits an array and waits for it",
+    )
+    p.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="partition (required), time, cpus, mem_gb, max_running, qos, account; repeat it for each",
+    )
     p.add_argument(
         "--bad-inputs",
         choices=("stop", "drop"),
@@ -100,7 +117,7 @@ def _build(args: argparse.Namespace) -> int:
         args.recipe,
         out,
         root=args.inputs,
-        workers=args.workers,
+        executor=_executor(args),
         bad_inputs=args.bad_inputs,
         overrides=args.overrides,
         say=lambda line: print(line, flush=True),
@@ -109,6 +126,17 @@ def _build(args: argparse.Namespace) -> int:
     print(f"dataset '{manifest.name}' is in {out} (digest {manifest.digest})")
     print(f"  Look at it:  fovea data preview {out} --out {out}/preview.html")
     return 0
+
+
+def _executor(args: argparse.Namespace) -> "Executor":
+    from data_pipeline.build.executor import LocalExecutor
+    from data_pipeline.build.slurm import SlurmExecutor, slurm_config
+
+    if args.executor == "slurm":
+        return SlurmExecutor(slurm_config(args.slurm))
+    if args.slurm:
+        raise ConfigError("--slurm is for --executor slurm; the executor is local")
+    return LocalExecutor(args.workers)
 
 
 def _verify(args: argparse.Namespace) -> int:

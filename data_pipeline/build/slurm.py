@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datatrove.executor.slurm import SlurmPipelineExecutor
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.build.executor import After, Job, Judged
-from data_pipeline.errors import PreflightError, TransientError
+from data_pipeline.errors import ConfigError, PreflightError, TransientError
 from data_pipeline.manifest import write_json
 
 _SUBMITTED = "slurm_job.json"
@@ -51,6 +52,17 @@ class SlurmConfig(BaseModel):
     qos: str | None = Field(None, pattern=r"^[\w.-]+$")
     account: str | None = Field(None, pattern=r"^[\w.-]+$")
     poll_s: float = Field(5.0, gt=0, description="seconds between looks at the queue")
+
+
+def slurm_config(settings: Sequence[str]) -> SlurmConfig:
+    """From `key=value` texts. Raises ConfigError with every mistake."""
+    pairs = dict(s.partition("=")[::2] for s in settings)
+    try:
+        return SlurmConfig.model_validate(pairs)
+    except ValidationError as e:
+        allowed = ", ".join(SlurmConfig.model_fields)
+        wrong = "\n".join(f"  {'.'.join(map(str, x['loc']))}: {x['msg']}" for x in e.errors())
+        raise ConfigError(f"--slurm KEY=VALUE:\n{wrong}\n  Keys: {allowed}") from None
 
 
 class _Array(Judged, SlurmPipelineExecutor):

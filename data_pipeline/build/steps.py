@@ -35,7 +35,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """The sample ends here. `reason` is the funnel's key: a short, closed phrase; `media`: the image to name."""
+    """The sample ends here, for a short, closed `reason`. `media`: the image that is at fault, if one is."""
 
     reason: str
     detail: str
