@@ -5,7 +5,6 @@ opened, whatever a document asks for: links are resolved before the check, addre
 """
 
 import base64
-import binascii
 import contextlib
 import errno
 import io
@@ -171,8 +170,8 @@ class Tree:
 
         shown = reference if len(reference) <= 120 else f"{reference[:117]}..."
         if reference.startswith("data:"):
-            data = self._embedded(reference)
-            return fault(*data) if isinstance(data, tuple) else _picture(data, None, alt)
+            data = _embedded(reference, self.max_bytes)
+            return fault(*data) if isinstance(data, tuple) else self.inline(data, None, file, where, alt)
         if (scheme := _scheme(reference)) is not None:
             if self.keep_remote and scheme in FETCHABLE:
                 media = Media(
@@ -201,17 +200,14 @@ class Tree:
             return fault("image file too large", detail, bad=False)
         return _picture(data, name, alt)
 
-    def _embedded(self, reference: str) -> bytes | tuple[str, str, bool]:
-        head = _DATA_URI.match(reference)
-        if head is None:
-            return "unreadable image", f"no base64 picture: {reference[:40]!r}", True
-        if (size := (len(reference) - head.end()) * 3 // 4) > self.max_bytes:
-            detail = f"a data URI of {size:,} bytes, images.max_bytes is {self.max_bytes:,}"
-            return "image file too large", detail, False
-        try:
-            return base64.b64decode(reference[head.end() :], validate=True)
-        except (binascii.Error, ValueError) as e:
-            return "unreadable image", f"a data URI that is no base64: {e}", True
+    def inline(
+        self, data: bytes, url: str | None, file: str, where: str, alt: str | None = None
+    ) -> Picture | Fault:
+        """A picture whose bytes stand in the document itself."""
+        if len(data) > self.max_bytes:
+            detail = f"{len(data):,} bytes, images.max_bytes is {self.max_bytes:,}"
+            return Fault(reason="image file too large", detail=detail, bad=False, file=file, where=where)
+        return _picture(data, url, alt)
 
     def _inside(self, *parts: str) -> str | None:
         """The parts below the root as a path of the file system; None where that leaves the root."""
@@ -245,8 +241,11 @@ class Tree:
                     yield _local_stamp(self._name(path), os.stat(path))
 
     def _find_remote(self, top: str, deep: bool) -> Iterator[Stamp]:
-        with remote_errors():
-            found = self.fs.find(top, maxdepth=None if deep else 1, detail=True)
+        try:
+            with remote_errors():
+                found = self.fs.find(top, maxdepth=None if deep else 1, detail=True)
+        except FileNotFoundError:
+            return
         for path, info in found.items():
             inside = path.startswith(self.root.rstrip("/") + "/") and ".." not in path.split("/")
             if inside and info.get("type") == "file":
@@ -294,6 +293,23 @@ class _Remote(io.RawIOBase):
         if not self.closed:
             self.file.close()
         super().close()
+
+
+def _embedded(reference: str, max_bytes: int) -> bytes | tuple[str, str, bool]:
+    """The bytes of a data URI; or reason, detail and badness of a fault."""
+    head = _DATA_URI.match(reference)
+    if head is None:
+        return "unreadable image", f"no base64 picture: {reference[:40]!r}", True
+    if (size := (len(reference) - head.end()) * 3 // 4) > max_bytes:
+        return (
+            "image file too large",
+            f"a data URI of {size:,} bytes, images.max_bytes is {max_bytes:,}",
+            False,
+        )
+    try:
+        return base64.b64decode(reference[head.end() :], validate=True)
+    except ValueError as e:
+        return "unreadable image", f"a data URI that is no base64: {e}", True
 
 
 def _picture(data: bytes, name: str | None, alt: str | None) -> Picture:
