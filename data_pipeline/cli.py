@@ -37,7 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
 
     p = add_verb(verbs, "build", _build, "build a dataset; safe to repeat after any kill",
-              "fovea data build scenes --inputs data/raw --out data/scenes\n"
+              "fovea data build demo --inputs data/raw --out data/demo\n"
               "  fovea data build my_documents/ --out data/mine --bad-inputs drop")  # fmt: skip
     p.add_argument(
         "recipe", metavar="RECIPE", help="a YAML file, the name of a shipped recipe, or a folder of documents"
@@ -70,16 +70,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
 
     p = add_verb(verbs, "verify", _verify, "read a dataset whole and prove what its manifest claims",
-              "fovea data verify data/scenes")  # fmt: skip
+              "fovea data verify data/demo")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
 
     p = add_verb(verbs, "stats", _stats, "what a dataset holds, and what was left out and why",
-              "fovea data stats data/scenes --json")  # fmt: skip
+              "fovea data stats data/demo --json")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--json", action="store_true", help="as JSON")
 
     p = add_verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
-              "fovea data preview data/scenes --out preview.html --source scenes_qa")  # fmt: skip
+              "fovea data preview data/demo --out preview.html --source scenes_qa")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.html")
     p.add_argument("--split", choices=("train", "heldout"))
@@ -174,7 +174,7 @@ def _scenes(args: argparse.Namespace) -> int:
 
     pages, pdfs = write_documents(args.out, args.pages, args.pdfs, args.seed)
     print(f"wrote {args.pages} HTML pages to {pages} and {args.pdfs} PDF files to {pdfs}")
-    print(f"  Build the demo's dataset:  fovea data build scenes --inputs {args.out} --out data/scenes")
+    print(f"  Build the demo's dataset:  fovea data build demo --inputs {args.out} --out data/demo")
     return 0
 
 

@@ -183,7 +183,7 @@ def _labelled_patches(
     if len(rows) < 40:
         raise DataError(
             f"{scenes} holds {len(rows)} samples with recorded objects; the tower needs at least 40.\n"
-            "  Build them:  fovea data build scenes --out DIR, then pass --scenes DIR"
+            "  Build them:  fovea data build demo --out DIR, then pass --scenes DIR"
         )
     pixels, masks = (torch.stack(list(t)) for t in zip(*rows, strict=True))
     owner = torch.stack([_owners(p, o, image.grid) for p, o in zip(pixels, objects, strict=True)])

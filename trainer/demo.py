@@ -42,7 +42,7 @@ def demo(
         "data", "scenes", "--out", out / "raw", "--pages", 60 if fast else 300, "--pdfs", 10 if fast else 40
     )
     counts = [f"sources.{k}.count={v}" for k, v in FAST_DATA.items()] if fast else []
-    road.run("data", "build", "scenes", "--out", scenes, "--inputs", out / "raw", "--workers", 2, *counts)
+    road.run("data", "build", "demo", "--out", scenes, "--inputs", out / "raw", "--workers", 2, *counts)
     if data is not None:
         road.run("data", "build", data, "--out", out / "data", "--bad-inputs", bad_inputs)
     road.run("data", "verify", out / "data")

@@ -188,11 +188,11 @@ def test_a_recipe_with_faults_names_line_key_and_the_nearest_valid_one(tmp_path)
 
 
 def test_overrides_reach_a_source_by_its_name():
-    changed, _ = load_build("scenes", ["sources.scenes_qa.count=7", "tasks=1"])
+    changed, _ = load_build("demo", ["sources.scenes_qa.count=7", "tasks=1"])
     assert next(s.count for s in changed.sources if s.name == "scenes_qa") == 7
     assert changed.tasks == 1
     with pytest.raises(ConfigError, match="no source 'scenes_aq'; did you mean 'scenes_qa'"):
-        load_build("scenes", ["sources.scenes_aq.count=7"])
+        load_build("demo", ["sources.scenes_aq.count=7"])
 
 
 def test_building_data_loads_no_torch_and_the_command_line_loads_nothing_heavy():

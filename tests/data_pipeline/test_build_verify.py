@@ -103,7 +103,7 @@ def test_the_verbs_go_from_raw_documents_to_a_proved_dataset(tmp_path, capsys):
     raw, out = str(tmp_path / "raw"), str(tmp_path / "data")
     assert main(["data", "scenes", "--out", raw, "--pages", "3", "--pdfs", "2"]) == 0
     counts = [f"sources.scenes_{s}.count=10" for s in ("alt", "dense", "qa", "dialogue", "text")]
-    assert main(["data", "build", "scenes", "--inputs", raw, "--out", out, *counts]) == 0
+    assert main(["data", "build", "demo", "--inputs", raw, "--out", out, *counts]) == 0
     assert main(["data", "verify", out]) == 0
     capsys.readouterr()
     assert main(["data", "stats", out, "--json"]) == 0

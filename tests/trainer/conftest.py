@@ -64,7 +64,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = {"scenes_alt": 60, "scenes_dense": 60, "scenes_qa": 60, "scenes_dialogue": 5, "scenes_text": 20}
     for words in (
         ("data", "scenes", "--out", run / "raw", "--pages", 2, "--pdfs", 1),
-        ("data", "build", "scenes", "--inputs", run / "raw", "--out", run / "data",
+        ("data", "build", "demo", "--inputs", run / "raw", "--out", run / "data",
          *(f"sources.{k}.count={v}" for k, v in counts.items())),
         ("backbones", run / "recipe.yaml", "--run", run),
     ):  # fmt: skip
