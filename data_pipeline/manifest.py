@@ -123,8 +123,8 @@ class TaskRecord:
 class Exclusions:
     """One committed file of exclusions. `made` says how: the step's configuration, to read and to repeat.
 
-    `counts`: {source: {split: {"samples", "images", "text_chars"}}}, what they take from the shards;
-    `reasons`: {source: {"samples": {reason: n}, "images": {reason: n}}}. A sample stands in one file only.
+    `counts`: {source: {split: {"samples", "images", "text_chars"}}}, what they take from the shards beyond
+    what the files before take; `reasons`: {source: {"samples": {reason: n}, "images": {reason: n}}}.
     """
 
     step: str
@@ -211,8 +211,11 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def sealed(manifest: Manifest) -> dict[str, Any]:
-    """The page of a manifest, with the sha256 of all the rest of it: nothing else vouches for its own text."""
-    page = dataclasses.asdict(manifest)
+    return seal(dataclasses.asdict(manifest))
+
+
+def seal(page: dict[str, Any]) -> dict[str, Any]:
+    """The page with the sha256 of all the rest of it: no other file vouches for what a record says."""
     return {**page, "sha256": hashlib.sha256(json_bytes(page)).hexdigest()}
 
 

@@ -7,8 +7,8 @@ of exclusions, named by the manifest, and whoever reads the dataset reads it thr
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,9 @@ class View:
                 continue
             for e in read_exclusions(directory, record):
                 if e.media_id is None:
-                    samples[e.id] = e.reason
+                    samples.setdefault(e.id, e.reason)
                 else:
-                    images.setdefault(e.id, {})[e.media_id] = e.reason
+                    images.setdefault(e.id, {}).setdefault(e.media_id, e.reason)
         return cls(samples, images)
 
     def __bool__(self) -> bool:
@@ -122,7 +122,7 @@ def light_rows(
     with the reason in `error`, and its segments are left out.
     """
     manifest = manifest or read_manifest(directory)
-    view = view or View.open(directory, manifest)
+    view = View.open(directory, manifest) if view is None else view
     names = list(columns)
     for shard in manifest.shards(format="arrow"):
         for batch in record_batches(directory, shard):
@@ -162,9 +162,12 @@ def with_exclusions(
     """The manifest with the exclusions of a step, whose file is committed; the manifest itself is not yet.
 
     An image taken from a caption or a dialogue takes the sample with it, and so does the last content of a
-    document. What other steps exclude already is not counted twice. `step` names the file: [a-z0-9-]+.
+    document. Each step's file says all that the step found, so that none depends on what another one finds
+    when it is repeated; what an earlier step takes already is not counted again. `step` names the file:
+    [a-z0-9-]+.
     """
-    others = View.open(directory, manifest, leave_out=step)
+    others = tuple(e for e in manifest.exclusions if e.step != step)
+    view = View.open(directory, manifest, leave_out=step)
     whole: dict[str, Exclusion] = {}
     parts: dict[str, dict[str, Exclusion]] = {}
     for e in found:
@@ -172,17 +175,21 @@ def with_exclusions(
             whole.setdefault(e.id, e)
         else:
             parts.setdefault(e.id, {}).setdefault(e.media_id, e)
+    named = Named.read(directory, others)
+    books = [Books() for _ in range(len(others) + 1)]
     kept: list[Exclusion] = []
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    reasons: dict[str, dict[str, dict[str, int]]] = {}
-    rows = light_rows(directory, manifest=manifest, view=others) if whole or parts else ()
-    for shard, row in rows:
-        if row["id"] not in whole and row["id"] not in parts:
+    concerned = {*whole, *parts, *named.of}
+    for shard, row in light_rows(directory, manifest=manifest, view=View({}, {})) if concerned else ():
+        if (key := row["id"]) not in concerned:
             continue
-        for e in _resolved(row, whole.get(row["id"]), parts.get(row["id"], {})):
-            kept.append(e)
-            _count(shard, row, e, counts, reasons)
-    rest = tuple(e for e in manifest.exclusions if e.step != step)
+        left = _without(row, view.images.get(key))
+        mine = _resolved(left, whole.get(key), parts.get(key, {}))
+        kept += mine
+        count_row(books, shard, row, [*named.of.get(key, []), *((len(others), e) for e in mine)])
+    counted = [
+        dataclasses.replace(e, counts=b.counts, reasons=b.reasons)
+        for e, b in zip(others, books, strict=False)
+    ]
     if kept:
         kept.sort(key=lambda e: (e.id, e.media_id or ""))
         lines = [json.dumps(dataclasses.asdict(e), sort_keys=True, ensure_ascii=False) + "\n" for e in kept]
@@ -192,11 +199,13 @@ def with_exclusions(
         path = f"exclusions/{step}-{sha256[:12]}.jsonl"
         with commit(directory / path) as f:
             f.write(data)
-        rest = (
-            *rest,
-            Exclusions(step=step, path=path, sha256=sha256, counts=counts, reasons=reasons, made=made),
+        mine = books[-1]
+        counted.append(
+            Exclusions(
+                step=step, path=path, sha256=sha256, counts=mine.counts, reasons=mine.reasons, made=made
+            )
         )
-    return dataclasses.replace(manifest, exclusions=rest)
+    return dataclasses.replace(manifest, exclusions=tuple(counted))
 
 
 def remove_unnamed(directory: Path, manifest: Manifest) -> None:
@@ -217,6 +226,58 @@ def read_exclusions(directory: Path, record: Exclusions) -> list[Exclusion]:
         return [Exclusion(**json.loads(line)) for line in f]
 
 
+@dataclass(frozen=True)
+class Named:
+    """`of[id]`: what the files of exclusions say of a sample, each with the number of its file, in order."""
+
+    of: dict[str, list[tuple[int, Exclusion]]]
+
+    @classmethod
+    def read(cls, directory: Path, records: Sequence[Exclusions]) -> "Named":
+        of: dict[str, list[tuple[int, Exclusion]]] = {}
+        for number, record in enumerate(records):
+            for e in read_exclusions(directory, record):
+                of.setdefault(e.id, []).append((number, e))
+        return cls(of)
+
+
+@dataclass(frozen=True)
+class Books:
+    """What one step takes from the shards: `counts` and `reasons` as in `manifest.Exclusions`."""
+
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    reasons: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+    def add(self, shard: Shard, e: Exclusion, images: int, text_chars: int) -> None:
+        split = self.counts.setdefault(shard.source, {}).setdefault(
+            shard.split, {"samples": 0, "images": 0, "text_chars": 0}
+        )
+        reasons = self.reasons.setdefault(shard.source, {"samples": {}, "images": {}})
+        by = reasons["samples" if e.media_id is None else "images"]
+        by[e.reason] = by.get(e.reason, 0) + 1
+        split["samples"] += e.media_id is None
+        split["images"] += images
+        split["text_chars"] += text_chars
+
+
+def count_row(
+    books: Sequence[Books], shard: Shard, row: dict[str, Any], named: Iterable[tuple[int, Exclusion]]
+) -> None:
+    """Count what the steps take of a row as it is stored, in their order: `books[n]` is that of step n.
+
+    What a step before took is not counted again.
+    """
+    gone: set[str] = set()
+    for number, e in named:
+        if e.media_id is None:
+            images = sum(not m["error"] and m["media_id"] not in gone for m in row["media"])
+            books[number].add(shard, e, images, sum(len(s["text"] or "") for s in row["segments"]))
+            return
+        if e.media_id not in gone:
+            gone.add(e.media_id)
+            books[number].add(shard, e, 1, 0)
+
+
 def _resolved(row: dict[str, Any], whole: Exclusion | None, parts: dict[str, Exclusion]) -> list[Exclusion]:
     """What really leaves this sample: nothing, images, or all of it."""
     if whole is not None:
@@ -232,26 +293,6 @@ def _resolved(row: dict[str, Any], whole: Exclusion | None, parts: dict[str, Exc
     if row["kind"] in _OF_DOCUMENTS and left:
         return held
     return [dataclasses.replace(held[0], media_id=None)]
-
-
-def _count(
-    shard: Shard,
-    row: dict[str, Any],
-    e: Exclusion,
-    counts: dict[str, dict[str, dict[str, int]]],
-    reasons: dict[str, dict[str, dict[str, int]]],
-) -> None:
-    split = counts.setdefault(shard.source, {}).setdefault(
-        shard.split, {"samples": 0, "images": 0, "text_chars": 0}
-    )
-    by = reasons.setdefault(shard.source, {"samples": {}, "images": {}})
-    whole = e.media_id is None
-    if whole:
-        split["samples"] += 1
-        split["text_chars"] += sum(len(s["text"] or "") for s in row["segments"])
-    split["images"] += sum(not m["error"] for m in row["media"]) if whole else 1
-    named = by["samples" if whole else "images"]
-    named[e.reason] = named.get(e.reason, 0) + 1
 
 
 def _without(row: dict[str, Any], gone: dict[str, str] | None) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Verify finds what is wrong; stats and preview show what is there, and a preview runs nothing."""
 
 import argparse
+import dataclasses
 import json
+import random
+import shutil
 
 import pyarrow as pa
 import pytest
@@ -12,7 +15,16 @@ from data_pipeline.build.run import build
 from data_pipeline.build.verify import verify
 from data_pipeline.cli import IntermixedParser, add_parser, main
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import read_manifest
+from data_pipeline.manifest import (
+    Manifest,
+    read_manifest,
+    seal,
+    sha256_file,
+    write_json,
+    write_manifest,
+    write_task_record,
+)
+from data_pipeline.view import Exclusion, exclude, samples
 
 
 @pytest.fixture
@@ -74,13 +86,192 @@ def test_a_shard_of_other_columns_is_found_even_with_a_fitting_sha(dataset):
     with pa.OSFile(str(dataset / shard.path), "wb") as f, pa.ipc.new_file(f, table.schema) as writer:
         writer.write_table(table)
     text = (dataset / "manifest.json").read_text()
-    from data_pipeline.manifest import sha256_file  # noqa: PLC0415
-
     size = (dataset / shard.path).stat().st_size
     text = text.replace(shard.sha256, sha256_file(dataset / shard.path)).replace(str(shard.nbytes), str(size))
     (dataset / "manifest.json").write_text(text)
     with pytest.raises(DataError, match="schema"):
         verify(dataset)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A dataset with one of everything: three formats, both splits, drops, exclusions, a sidecar column."""
+    root = tmp_path_factory.mktemp("whole")
+    (root / "in").mkdir()
+    for n in range(8):
+        side = 40 if n % 4 else 8
+        Image.new("RGB", (side, side), (n * 30, 9, 9)).save(root / f"in/{n}.png")
+    records = [{"file": f"{n}.png", "caption": f"number {n} " * (60 * n + 1)} for n in range(8)]
+    (root / "in/captions.json").write_text(json.dumps(records))
+    source = {"name": "caps", "kind": "captions", "path": str(root / "in")}
+    recipe = BuildRecipe(name="t", tasks=2, heldout=0.5, sources=[source])
+    recipe = recipe.model_copy(update={"formats": ("arrow", "webdataset", "parquet")})
+    out = root / "data"
+    build(recipe, out)
+    first = next(samples(out))
+    exclude(out, "dedup", [Exclusion(first.id, None, "copy")], {"threshold": 3})
+    column = out / "columns/sharpness"
+    column.mkdir(parents=True)
+    (column / "caps.arrow").write_bytes(b"0123456789")
+    files = [{"path": "caps.arrow", "sha256": sha256_file(column / "caps.arrow")}]
+    write_json(column / "COLUMN.json", seal({"column": "sharpness", "files": files}))
+    return out
+
+
+def files_of(directory):
+    names = (p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+    return sorted(n for n in names if not n.startswith("logs/") and n not in ("build.json", ".lock"))
+
+
+def test_a_dataset_with_everything_is_sound(whole):
+    found = verify(whole)
+    kinds = {n.rpartition(".")[2] for n in files_of(whole)}
+    assert kinds == {"json", "jsonl", "arrow", "tar", "idx", "parquet"}
+    assert found.excluded == 1
+    assert found.megabytes_per_second > 0
+
+
+def damage(kind: str, data: bytes, draw: random.Random) -> bytes | None:
+    match kind:
+        case "flip":
+            changed = bytearray(data)
+            changed[draw.choice((0, len(data) - 1, draw.randrange(len(data))))] ^= 1 << draw.randrange(8)
+            return bytes(changed)
+        case "truncate":
+            return data[: draw.choice((0, len(data) - 1, draw.randrange(len(data))))]
+        case "extend":
+            return data + b"\0"
+    return None
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "extend", "delete"])
+def test_damage_to_any_file_is_found_and_the_file_is_named(whole, tmp_path, kind):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    draw = random.Random(kind)
+    unnoticed = []
+    for name in files_of(copy):
+        path = copy / name
+        data = path.read_bytes()
+        for _ in range({"flip": 6, "truncate": 2}.get(kind, 1) if data else 0):
+            changed = damage(kind, data, draw)
+            path.unlink() if changed is None else path.write_bytes(changed)
+            try:
+                verify(copy)
+                unnoticed.append((name, "nothing was found"))
+            except DataError as e:
+                if name not in str(e):
+                    unnoticed.append((name, str(e)))
+            path.write_bytes(data)
+    assert unnoticed == []
+    assert verify(copy) is not None, "the copy is whole again"
+
+
+def test_a_file_too_many_is_found_in_every_folder(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    names = ["shards/caps-train-00009-000.tar.idx", "exclusions/old.jsonl", "manifest/00009.json",
+             "dropped/00009.jsonl", "columns/sharpness/x", "columns/y/z", "shards/a/b"]  # fmt: skip
+    for name in names:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_bytes(b"")
+        with pytest.raises(DataError, match=name.rpartition("/")[0] if name.endswith("z") else name):
+            verify(copy)
+        (copy / name).unlink()
+        shutil.rmtree(copy / "columns/y", ignore_errors=True)
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "tar", "tar.idx", "parquet"])
+def test_two_files_with_exchanged_names_are_found(whole, tmp_path, suffix):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    a, b = sorted((copy / "shards").glob(f"*.{suffix}"))[:2]
+    a.rename(tmp_path / "a")
+    b.rename(a)
+    (tmp_path / "a").rename(b)
+    with pytest.raises(DataError) as e:
+        verify(copy)
+    assert a.name in str(e.value)
+    assert b.name in str(e.value)
+
+
+def rewritten(directory, change) -> Manifest:
+    """The manifest after `change`, with records and seals that fit it: only the content is at fault."""
+    manifest = change(read_manifest(directory))
+    for task in manifest.tasks:
+        write_task_record(directory, task)
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def test_images_that_were_not_counted_are_found(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+
+    def one_more(manifest):
+        task = manifest.tasks[0]
+        funnel = dataclasses.replace(
+            task.funnel["caps"],
+            images_written=task.funnel["caps"].images_written + 1,
+            images_read=task.funnel["caps"].images_read + 1,
+        )
+        changed = dataclasses.replace(task, funnel={"caps": funnel})
+        return dataclasses.replace(manifest, tasks=(changed, *manifest.tasks[1:]))
+
+    rewritten(copy, one_more)
+    with pytest.raises(DataError, match="7 images written, but its shards hold 6"):
+        verify(copy)
+
+
+def test_drops_that_are_not_listed_are_found(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+
+    def other_reason(manifest):
+        task = next(t for t in manifest.tasks if t.funnel["caps"].dropped)
+        funnel = dataclasses.replace(task.funnel["caps"], dropped={"copy": 1 * len(task.funnel)})
+        changed = dataclasses.replace(task, funnel={"caps": funnel})
+        return dataclasses.replace(manifest, tasks=tuple(changed if t is task else t for t in manifest.tasks))
+
+    rewritten(copy, other_reason)
+    with pytest.raises(DataError, match=r"dropped/.*the funnel counts"):
+        verify(copy)
+
+
+def test_exclusions_of_what_is_not_there_and_wrong_counts_are_found(whole, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    record = read_manifest(copy).exclusions[0]
+    line = {"id": "0" * 32, "media_id": None, "reason": "copy", "detail": ""}
+    (copy / record.path).write_text(json.dumps(line) + "\n")
+
+    def fitting(manifest):
+        changed = dataclasses.replace(record, sha256=sha256_file(copy / record.path))
+        return dataclasses.replace(manifest, exclusions=(changed,))
+
+    rewritten(copy, fitting)
+    with pytest.raises(DataError) as e:
+        verify(copy)
+    assert "1 sample(s) that no shard holds, for instance 000" in str(e.value)
+    assert "takes away {} for {}; the manifest says {'caps'" in str(e.value)
+
+
+def test_counts_of_exclusions_add_up_over_steps_that_meet(tmp_path, make):
+    documents = [make.document(n, pictures=2) for n in range(6)]
+    make.dataset(tmp_path, documents)
+    d = [s.id for s in documents]
+    exclude(tmp_path, "a", [Exclusion(d[0], "d0.0", "x"), Exclusion(d[1], None, "y")], {})
+    exclude(tmp_path, "b", [Exclusion(d[0], None, "x"), Exclusion(d[2], "d2.1", "z")], {})
+    exclude(tmp_path, "a", [Exclusion(d[3], "d3.0", "x"), Exclusion(d[2], "d2.0", "y")], {})
+    with pytest.raises(DataError) as e:  # made by hand: its images are not described
+        verify(tmp_path)
+    assert "takes away" not in str(e.value)
+
+
+def test_a_sample_id_that_comes_twice_is_found(tmp_path, make):
+    make.dataset(tmp_path, [make.caption(n % 3) for n in range(5)])
+    with pytest.raises(DataError, match=r"2 sample id\(s\) come more than once, for instance cap"):
+        verify(tmp_path)
 
 
 def test_a_preview_escapes_what_others_wrote_and_forbids_scripts(tmp_path):

@@ -87,6 +87,28 @@ def test_a_sample_excluded_by_two_steps_is_counted_once(built):
     assert after.excluded("caps", "train", "samples") == 1
 
 
+def test_what_one_step_found_stays_out_when_another_finds_it_no_more(built):
+    ids = [s.id for s in samples(built, source="caps")]
+    exclude(built, "dedup", [Exclusion(ids[0], None, "copy"), Exclusion(ids[1], None, "copy")], {})
+    exclude(built, "withdraw", [Exclusion(ids[0], None, "opted out")], {})
+    after = exclude(built, "dedup", [Exclusion(ids[1], None, "copy")], {})
+    assert set(View.open(built, after).samples) == {ids[0], ids[1]}
+    assert {e.step: e.counts["caps"]["train"]["samples"] for e in after.exclusions} == {
+        "withdraw": 1,
+        "dedup": 1,
+    }
+
+
+def test_counts_of_other_steps_follow_when_a_step_is_repeated(built):
+    document = next(s for s in samples(built, source="docs") if len(s.media) > 1)
+    exclude(built, "dedup", [Exclusion(document.id, document.media[0].media_id, "copy")], {})
+    after = exclude(built, "withdraw", [Exclusion(document.id, None, "opted out")], {})
+    images = {e.step: e.counts["docs"]["train"]["images"] for e in after.exclusions}
+    assert images == {"dedup": 1, "withdraw": len(document.media) - 1}
+    after = exclude(built, "dedup", [], {})
+    assert after.excluded("docs", "train", "images") == len(document.media)
+
+
 def test_an_altered_file_of_exclusions_is_refused(built):
     first = next(samples(built))
     after = exclude(built, "opt-out", [Exclusion(first.id, None, "opted out")], {})
