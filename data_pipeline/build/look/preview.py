@@ -5,71 +5,111 @@ What is shown was written by others: everything is escaped, and the page may loa
 
 import base64
 import random
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from data_pipeline.build.look.draw import Place, in_turn, places_of, rows, seen_places
+from data_pipeline.build.look.wording import number
 from data_pipeline.build.write.tar import SUFFIX_OF
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.manifest import Shard, read_manifest
-from data_pipeline.sample import Sample
+from data_pipeline.sample import Media, Sample
+from data_pipeline.view import View
+
+
+@dataclass(frozen=True)
+class Part:
+    """One segment as it is shown. `uri` is an image's content; `notes` are what is known of it."""
+
+    type: str
+    text: str | None
+    role: str | None
+    turn: int | None
+    uri: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def preview(
-    directory: Path, *, n: int = 20, seed: int = 0, split: str | None = None, source: str | None = None
+    directory: Path,
+    *,
+    n: int = 20,
+    seed: int = 0,
+    split: str | None = None,
+    source: str | None = None,
+    excluded: bool = False,
 ) -> str:
-    """The page, with `n` samples drawn evenly over the sources. Raises ConfigError for an unknown source."""
+    """The page, with `n` samples drawn evenly over the sources, as the dataset shows them.
+
+    With `excluded`, samples that are left out or have lost images instead, as they lie in the shards.
+    Raises ConfigError for an unknown source.
+    """
     manifest = read_manifest(directory)
     if source is not None and source not in manifest.funnel:
         raise ConfigError(
             f"no source '{source}' in {directory}{nearest(source, manifest.funnel)}\n"
             f"  Sources: {', '.join(sorted(manifest.funnel))}"
         )
+    view = View.open(directory, manifest)
     shards = manifest.shards(format="arrow", split=split, source=source)
-    drawn = [_view(sample, shard) for shard, sample in _draw(directory, shards, n, seed)]
+    if excluded:
+        places = _excluded_places(directory, shards, view, seed)
+    else:
+        places = seen_places(directory, shards, view, most=n, seed=f"preview:{seed}")
+    shown = []
+    for shard, row in rows(directory, in_turn(places, n)):
+        sample = Sample.from_row(row)
+        seen = sample if excluded else view.apply(sample)
+        assert seen is not None, "a place of the view"
+        shown.append(_shown(seen, shard, view))
     # Only this one folder's template is ever loaded; autoescape is on for all of it.
     env = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    return env.get_template("preview.html.j2").render(manifest=manifest, samples=drawn)
+    return env.get_template("preview.html.j2").render(manifest=manifest, samples=shown, excluded=excluded)
 
 
-def _draw(directory: Path, shards: list[Shard], n: int, seed: int) -> Iterator[tuple[Shard, Sample]]:
-    """Samples at random, the sources in turn, so that a small source is seen beside a large one."""
-    rng = random.Random(f"preview:{seed}")
-    of: dict[str, list[tuple[Shard, int]]] = {}
-    for shard in shards:
-        of.setdefault(shard.source, []).extend((shard, i) for i in range(shard.samples))
-    for rows in of.values():
-        rng.shuffle(rows)
-    wanted: list[tuple[Shard, int]] = []
-    while len(wanted) < n and any(of.values()):
-        wanted.extend(rows.pop() for rows in of.values() if rows)
-    for shard, row in sorted(wanted[:n], key=lambda w: (w[0].source, w[0].path, w[1])):
-        with pa.memory_map(str(directory / shard.path)) as file:
-            yield shard, Sample.from_row(_row(pa.ipc.open_file(file), row))
+def _excluded_places(directory: Path, shards: list[Shard], view: View, seed: int) -> dict[str, list[Place]]:
+    found: dict[str, list[Place]] = {}
+    for place in places_of(directory, shards, {*view.samples, *view.images}):
+        found.setdefault(place[0].source, []).append(place)
+    for source, places in found.items():
+        random.Random(f"preview:{seed}:{source}").shuffle(places)
+    return found
 
 
-def _row(reader: pa.ipc.RecordBatchFileReader, row: int) -> dict[str, Any]:
-    for i in range(reader.num_record_batches):
-        batch = reader.get_batch(i)
-        if row < batch.num_rows:
-            return batch.slice(row, 1).to_pylist()[0]
-        row -= batch.num_rows
-    raise ConfigError("the shard holds fewer samples than the manifest says: run `fovea data verify`")
+def _shown(sample: Sample, shard: Shard, view: View) -> dict[str, Any]:
+    gone = view.images.get(sample.id, {})
+    return {
+        "sample": sample,
+        "split": shard.split,
+        "parts": [_part(sample, i, gone) for i in range(len(sample.segments))],
+        "why": view.samples.get(sample.id),
+        "scores": _scores(sample.scores),
+        "synthetic": {k: v for k, v in (sample.synthetic or {}).items() if v not in (None, [], "")},
+    }
 
 
-def _view(sample: Sample, shard: Shard) -> dict[str, Any]:
-    parts = []
-    for s in sample.segments:
-        part: dict[str, Any] = {"type": s.type, "text": s.text, "role": s.role, "turn": s.turn, "uri": None}
-        if s.type == "image" and s.media is not None:
-            media, data = sample.media[s.media], sample.image_bytes[s.media]
-            part["text"] = f"{media.width}x{media.height} {media.alt or ''}"
-            if data is not None and media.mime in SUFFIX_OF:
-                part["uri"] = f"data:{media.mime};base64,{base64.b64encode(data).decode()}"
-        parts.append(part)
-    return {"sample": sample, "split": shard.split, "parts": parts}
+def _part(sample: Sample, i: int, gone: dict[str, str]) -> Part:
+    s = sample.segments[i]
+    if s.type != "image" or s.media is None:
+        notes = () if s.sim is None else (f"similarity {number(s.sim)}",)
+        return Part(s.type, s.text, s.role, s.turn, notes=notes)
+    media, data = sample.media[s.media], sample.image_bytes[s.media]
+    stored = data is not None and media.mime in SUFFIX_OF
+    uri = f"data:{media.mime};base64,{base64.b64encode(data).decode()}" if stored and data else None
+    return Part(s.type, media.alt, s.role, s.turn, uri, tuple(_notes(media, gone)))
+
+
+def _notes(media: Media, gone: dict[str, str]) -> list[str]:
+    found = [f"{media.width}x{media.height}" if media.width else None, media.url, media.license]
+    if media.media_id in gone:
+        found.append(f"excluded: {gone[media.media_id]}")
+    found += [media.error, "opted out" if media.opt_out else None, *_scores(media.scores)]
+    return [note for note in found if note]
+
+
+def _scores(scores: dict[str, float] | None) -> list[str]:
+    return [f"{name} {number(value)}" for name, value in sorted((scores or {}).items())]

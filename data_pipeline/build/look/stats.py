@@ -2,25 +2,39 @@
 
 from typing import Any
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import SPLITS, Manifest
 
 
 def stats(manifest: Manifest) -> dict[str, Any]:
-    """Per source: samples by split, images, characters, bytes, and the funnel."""
+    """Per source: samples by split, images and characters as a reader sees them, and the funnel.
+
+    `stored` counts what lies in the shards, `excluded` what each later step hides of it.
+    """
     sources: dict[str, dict[str, Any]] = {}
     for name, funnel in sorted(manifest.funnel.items()):
         arrow = manifest.shards(format="arrow", source=name)
-        samples = sum(s.samples for s in arrow)
-        images = sum(s.images for s in arrow)
+        stored = {k: sum(getattr(s, k) for s in arrow) for k in ("samples", "images", "text_chars")}
+        seen = {k: n - sum(manifest.excluded(name, split, k) for split in SPLITS) for k, n in stored.items()}
+        splits = {
+            split: sum(s.samples for s in arrow if s.split == split)
+            - manifest.excluded(name, split, "samples")
+            for split in SPLITS
+        }
         sources[name] = {
-            "train": sum(s.samples for s in arrow if s.split == "train"),
-            "heldout": sum(s.samples for s in arrow if s.split == "heldout"),
-            "images": images,
-            "images_per_sample": round(images / samples, 3) if samples else 0.0,
-            "text_chars": sum(s.text_chars for s in arrow),
+            **splits,
+            "images": seen["images"],
+            "images_per_sample": round(seen["images"] / seen["samples"], 3) if seen["samples"] else 0.0,
+            "text_chars": seen["text_chars"],
             "nbytes": sum(s.nbytes for s in arrow),
             "licence": manifest.licences.get(name, "not stated"),
             "funnel": {"read": funnel.read, "written": funnel.written, "dropped": funnel.dropped},
+            "images_funnel": {
+                "read": funnel.images_read,
+                "written": funnel.images_written,
+                "dropped": funnel.images_dropped,
+            },
+            "stored": stored,
+            "excluded": {e.step: e.reasons[name] for e in manifest.exclusions if name in e.reasons},
         }
     return {
         "name": manifest.name,
@@ -33,19 +47,21 @@ def stats(manifest: Manifest) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """The same as lines of text."""
-    head = ("source", "train", "held out", "images", "img/sample", "characters", "MB", "dropped")
+    head = ("source", "train", "held out", "images", "img/sample", "characters", "MB", "dropped", "excluded")
     rows = [head]
     keys = ("train", "heldout", "images", "text_chars", "nbytes")
-    total = dict.fromkeys((*keys, "dropped"), 0)
+    total = dict.fromkeys((*keys, "dropped", "excluded"), 0)
     for name, s in found["sources"].items():
         dropped = sum(s["funnel"]["dropped"].values())
-        rows.append(_row(name, s, dropped))
+        excluded = s["stored"]["samples"] - s["train"] - s["heldout"]
+        rows.append(_row(name, s, dropped, excluded))
         for k in keys:
             total[k] += s[k]
         total["dropped"] += dropped
+        total["excluded"] += excluded
     samples = total["train"] + total["heldout"]
     total["images_per_sample"] = total["images"] / samples if samples else 0
-    rows.append(_row("all", total, total["dropped"]))
+    rows.append(_row("all", total, total["dropped"], total["excluded"]))
     widths = [max(len(r[i]) for r in rows) for i in range(len(head))]
     lines = []
     for row in rows:
@@ -54,13 +70,20 @@ def table(found: dict[str, Any]) -> list[str]:
     for name, s in found["sources"].items():
         for reason, n in s["funnel"]["dropped"].items():
             lines.append(f"  {name}: {n} dropped: {reason}")
+        for reason, n in s["images_funnel"]["dropped"].items():
+            lines.append(f"  {name}: {n} images dropped: {reason}")
+        for step, reasons in s["excluded"].items():
+            for unit, counts in sorted(reasons.items(), reverse=True):
+                lines += [
+                    f"  {name}: {n} {unit} excluded by {step}: {reason}" for reason, n in counts.items()
+                ]
     if unread := found["unread"]:
         shown = ", ".join(unread[:5]) + (" ..." if len(unread) > 5 else "")
         lines.append(f"  {len(unread)} file(s) that nothing reads: {shown}")
     return lines
 
 
-def _row(name: str, s: dict[str, Any], dropped: int) -> tuple[str, ...]:
+def _row(name: str, s: dict[str, Any], dropped: int, excluded: int) -> tuple[str, ...]:
     return (
         name,
         f"{s['train']:,}",
@@ -70,4 +93,5 @@ def _row(name: str, s: dict[str, Any], dropped: int) -> tuple[str, ...]:
         f"{s['text_chars']:,}",
         f"{s['nbytes'] / 1e6:.1f}",
         f"{dropped:,}",
+        f"{excluded:,}",
     )
