@@ -61,7 +61,8 @@ class Transport:
                 socket_factory=judged_socket,
                 happy_eyeballs_delay=None,
                 ssl=tls if tls is not None else True,
-                limit=0,  # connections are counted here, by host and in all
+                limit=0,  # connections are counted by `open`, by host and in all
+                force_close=True,  # thousands of hosts would leave thousands of idle sockets
                 ttl_dns_cache=300,
             ),
             headers={
