@@ -1,0 +1,176 @@
+"""Recall and false positives of the search for copies, over real pictures altered in known ways.
+
+    python tests/benchmarks/bench_precision.py [--distance 10] [--similarity 0.75] [--out FILE]
+
+Every picture is altered in each way and compared with its original (recall), and all pictures are compared
+with one another (false positives). The collection itself holds copies. Those that were found were looked at
+one by one; KNOWN_COPIES lists the pairs that show one and the same photograph, and they are counted apart.
+All other pairs are taken as unrelated, look-alikes too. The thresholds were chosen on the four FOLDERS; the
+pictures of the Gutenberg books (`--folders html_gutenberg`) played no part in that.
+"""
+
+import argparse
+import io
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from data_pipeline.build.images.phash import mirrored_phash, perceptual_hashes, similarity, thumbnail
+from data_pipeline.build.read.reading import IMAGE_SUFFIXES
+
+REALDATA = Path(__file__).parents[2].parent / "shared" / "realdata"
+FOLDERS = ("coco_cc", "skimage", "vqa_rad/images", "openstax_astronomy/images")
+_SETS = {  # what shows one and the same picture
+    "openstax_astronomy/images/OSC_Astro_{}.jpg": (
+        ("23_02_Explode", "29_01_Supernovae"),  # the same file under two names
+        ("07_02_Jupiter", "11_01_Jupiter"),  # one photograph of Jupiter, cropped differently
+        ("01_07_Fornax", "28_01_Abell2744"),  # one photograph of a cluster, in two gradings
+    ),
+    "html_gutenberg/15122/images/{}.jpg": tuple(  # each with its thumbnail
+        (name, f"{name}-tb") for name in ("1", "s1a", "s1b", "s2a", "s2b", "s3", "s4")
+    ),
+    "html_gutenberg/16595/images/{}.png": (("front_lg", "front_sm"),),
+    "html_gutenberg/17474/images/{}.png": (  # ornaments, printed and scanned again
+        ("deco02", "deco06", "deco09"),
+        ("deco03", "deco07", "deco08", "deco10"),
+    ),
+}
+KNOWN_COPIES = {
+    frozenset((form.format(a), form.format(b)))
+    for form, sets in _SETS.items()
+    for names in sets
+    for a, b in itertools.combinations(names, 2)
+}
+Alter = Callable[[Image.Image], Image.Image]
+
+
+def jpeg(quality: int) -> Alter:
+    def alter(image: Image.Image) -> Image.Image:
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=quality)
+        return Image.open(io.BytesIO(out.getvalue()))
+
+    return alter
+
+
+def scaled(x: float, y: float | None = None) -> Alter:
+    y = x if y is None else y
+    return lambda image: image.resize((max(16, round(image.width * x)), max(16, round(image.height * y))))
+
+
+def cropped(left: float, top: float, right: float, bottom: float) -> Alter:
+    """Fractions that are cut off."""
+    return lambda i: i.crop(
+        (
+            round(i.width * left),
+            round(i.height * top),
+            round(i.width * (1 - right)),
+            round(i.height * (1 - bottom)),
+        )
+    )
+
+
+def overlaid(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    place = (image.width // 20, image.height * 7 // 8)
+    ImageDraw.Draw(image).text(
+        place,
+        "photo: example.org",
+        "white",
+        font_size=max(10, image.height // 18),
+        stroke_width=1,
+        stroke_fill="black",
+    )
+    return image
+
+
+ALTERATIONS: dict[str, Alter] = {
+    "JPEG 90": jpeg(90),
+    "JPEG 50": jpeg(50),
+    "JPEG 20": jpeg(20),
+    "resize 0.5": scaled(0.5),
+    "resize 0.3": scaled(0.3),
+    "resize 1.5": scaled(1.5),
+    "height 0.9": scaled(1, 0.9),
+    "resize 0.5, JPEG 60": lambda i: jpeg(60)(scaled(0.5)(i)),
+    "crop 5 %, all round": cropped(0.025, 0.025, 0.025, 0.025),
+    "crop 5 %, one side": cropped(0, 0, 0.05, 0),
+    "text overlay": overlaid,
+    "mirror": ImageOps.mirror,
+    "mirror, JPEG 60": lambda i: jpeg(60)(ImageOps.mirror(i)),
+}
+RE_ENCODING_AND_RESIZING = tuple(n for n in ALTERATIONS if n.startswith(("JPEG", "resize", "height")))
+
+
+def pictures(folders: Sequence[str] = FOLDERS, every: int = 1) -> dict[str, Image.Image]:
+    """Name -> picture, of each `every`-th file."""
+    found = sorted(
+        p for f in folders for p in (REALDATA / f).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+    )
+    result = {}
+    for path in found[::every]:
+        with Image.open(path) as image:
+            result[path.relative_to(REALDATA).as_posix()] = image.convert("RGB")
+    return result
+
+
+class Copies:
+    """The rule under test: near hashes, straight or mirrored, and a similar thumbnail."""
+
+    def __init__(self, distance: int, at_least: float):
+        self.distance = distance
+        self.at_least = at_least
+
+    def __call__(self, a: tuple[int, np.ndarray], b: tuple[int, np.ndarray]) -> bool:
+        straight = (a[0] ^ b[0]).bit_count() <= self.distance
+        mirrored = (mirrored_phash(a[0]) ^ b[0]).bit_count() <= self.distance
+        return (straight or mirrored) and (
+            max(similarity(a[1], b[1]), similarity(a[1], b[1][:, ::-1])) >= self.at_least
+        )
+
+
+def seen(image: Image.Image) -> tuple[int, np.ndarray]:
+    return perceptual_hashes(image).phash, thumbnail(image)
+
+
+def measure(images: dict[str, Image.Image], is_copy: Copies) -> dict:
+    originals = {name: seen(image) for name, image in images.items()}
+    recall = {
+        name: sum(is_copy(seen(alter(i)), originals[n]) for n, i in images.items()) / len(images)
+        for name, alter in ALTERATIONS.items()
+    }
+    pairs = list(itertools.combinations(originals, 2))
+    unrelated = [p for p in pairs if frozenset(p) not in KNOWN_COPIES]
+    wrong = [p for p in unrelated if is_copy(originals[p[0]], originals[p[1]])]
+    related = [p for p in pairs if frozenset(p) in KNOWN_COPIES]
+    return {
+        "pictures": len(images),
+        "unrelated_pairs": len(unrelated),
+        "false_positives": [list(p) for p in wrong],
+        "false_positive_rate": len(wrong) / max(1, len(unrelated)),
+        "known_copies": len(related),
+        "known_copies_found": sum(is_copy(originals[a], originals[b]) for a, b in related),
+        "recall": recall,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--distance", type=int, default=10)
+    parser.add_argument("--similarity", type=float, default=0.75)
+    parser.add_argument("--folders", nargs="+", default=FOLDERS)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    result = measure(pictures(options.folders), Copies(options.distance, options.similarity))
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
