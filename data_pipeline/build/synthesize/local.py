@@ -46,8 +46,10 @@ def _served(checkpoint: Path) -> Iterator[str]:
         try:
             assert server.stdin is not None
             assert server.stdout is not None
-            url = server.stdout.readline().decode().strip()
-            if not url.startswith("http://127.0.0.1:"):
+            # Libraries may write above it; the end of the stream means that it did not start.
+            lines = (line.decode(errors="replace").strip() for line in server.stdout)
+            url = next((line for line in lines if line.startswith("http://127.0.0.1:")), None)
+            if url is None:
                 server.wait(_END_S)
                 errors.seek(0)
                 last = errors.read()[-600:].decode(errors="replace").strip()

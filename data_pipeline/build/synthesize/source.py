@@ -21,7 +21,7 @@ class KeepLimits(_Strict):
     refusals: bool = Field(False, description="keep answers that refuse or see no image")
     truncated: bool = Field(True, description="keep answers that were cut at max_tokens")
     max_chars: int = Field(20_000, ge=1, description="a longer answer is dropped")
-    min_words: int = Field(1, ge=1)
+    min_words: int = Field(1, ge=0)
     max_repetition: float | None = Field(None, ge=0, le=1, description="share of repeated word trigrams")
     max_copy: float | None = Field(None, ge=0, le=1, description="share of the answer copied from the input")
     max_contradictions: int | None = Field(
