@@ -229,7 +229,9 @@ class Sample:
 
 
 def _as_dict(pairs: Any) -> dict[str, float] | None:
-    """pyarrow gives a map column back as a list of pairs."""
+    """pyarrow gives a map column back as a list of pairs; in Parquet files of ours they are {key, value}."""
+    if pairs and isinstance(pairs, list) and isinstance(pairs[0], dict):
+        return {p["key"]: p["value"] for p in pairs}
     return None if pairs is None else dict(pairs)
 
 

@@ -63,6 +63,7 @@ def test_every_format_holds_the_same_rows(tmp_path, rows):
     found = [from_parquet(r) for r in parquet.to_pylist()]
     assert found == arrow.to_pylist()
     assert [Sample.from_row(r) for r in found] == rows
+    assert [Sample.from_row(r) for r in parquet.to_pylist()] == rows
 
 
 def test_every_format_is_byte_identical_on_a_rerun(tmp_path, rows):
