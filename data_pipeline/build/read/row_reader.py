@@ -153,7 +153,8 @@ class RowReader:
         if layout is fovea:
             sample = fovea.read(row, self.name, self.license)
             return Item(file=row.file, where=row.where, sample=sample)
-        found: Found = layout.read(row, Pictures(self.tree, row))
+        tree = dataclasses.replace(self.tree, keep_remote=self.options.fetch)
+        found: Found = layout.read(row, Pictures(tree, row))
         return self._document(row, found) if layout.DOCUMENTS else self._sample(row, found)
 
     def _layout(self, value: Mapping[str, object]) -> ModuleType:

@@ -56,7 +56,7 @@ class JsonText:
                 raise JsonError(str(e)) from None
             else:
                 # A number at the end of the buffer may go on in the next chunk.
-                if end < len(self.text) or self.ended:
+                if end - self.at <= self.max_value and (end < len(self.text) or self.ended):
                     self.at = end
                     return value
             if len(self.text) - self.at > self.max_value:

@@ -1,0 +1,165 @@
+"""The reader as the build uses it: real captions in every format, and what a result depends on."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+
+from data_pipeline.build.read.files import Tree
+from data_pipeline.errors import ConfigError, DataError
+
+REAL = Path(__file__).parents[3] / "../shared/realdata"
+here = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata beside the repository")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Ten real photographs with their captions: (name, bytes, captions)."""
+    records = json.loads((REAL / "coco_cc/captions.json").read_text())[:10]
+    return [(r["file"], (REAL / "coco_cc" / r["file"]).read_bytes(), r["captions"]) for r in records]
+
+
+def write_tar(folder, pictures):
+    with wds.TarWriter(str(folder / "00000.tar")) as writer:
+        for name, data, captions in pictures:
+            about = {"caption": captions[0], "url": f"https://h/{name}", "key": name, "status": "success"}
+            writer.write({"__key__": name.split(".")[0], "jpg": data, "txt": captions[0], "json": about})
+    (folder / "00000_stats.json").write_text("{}")
+    pq.write_table(pa.table({"url": ["u"], "caption": ["c"]}), folder / "00000.parquet")
+
+
+def write_parquet(folder, pictures):
+    images = [{"bytes": data, "path": name} for name, data, _ in pictures]
+    table = pa.table({"image": images, "captions": [c for *_, c in pictures]})
+    pq.write_table(table, folder / "x.parquet", row_group_size=3)
+
+
+def write_saved(folder, pictures):
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    images = [{"bytes": data, "path": None} for _, data, _ in pictures]
+    rows = {"image": images, "caption": [c[0] for *_, c in pictures]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(folder, num_shards=2)
+
+
+def write_lines(folder, pictures):
+    _write_pictures(folder / "images", pictures)
+    lines = [json.dumps({"image": name, "captions": c}) for name, _, c in pictures]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+
+
+def write_coco(folder, pictures):
+    _write_pictures(folder, pictures)
+    page = {
+        "images": [{"id": n, "file_name": p[0]} for n, p in enumerate(pictures)],
+        "annotations": [{"image_id": n, "caption": c} for n, p in enumerate(pictures) for c in p[2]],
+    }
+    (folder / "captions_val.json").write_text(json.dumps(page))
+
+
+def write_table(folder, pictures):
+    _write_pictures(folder, pictures)
+    out = io.StringIO()
+    csv.writer(out).writerows([["file", "caption"], *([name, c[0]] for name, _, c in pictures)])
+    (folder / "x.csv").write_text(out.getvalue())
+
+
+def _write_pictures(folder, pictures):
+    folder.mkdir(exist_ok=True)
+    for name, data, _ in pictures:
+        (folder / name).write_bytes(data)
+
+
+WRITERS = [write_tar, write_parquet, write_saved, write_lines, write_coco, write_table]
+
+
+@here
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_the_same_pairs_come_out_of_every_format_here_and_behind_a_url(
+    rows, folder, pictures, write, protocol
+):
+    write(folder, pictures)
+    tree = Tree.at(folder)
+    if protocol == "memory":
+        fsspec.filesystem("memory").put(str(folder), f"/{folder.parent.name}", recursive=True)
+        tree = Tree.at(f"memory://{folder.parent.name}")
+    items = rows.items(tree)
+    assert [i.fault for i in items] == [None] * 10
+    found = {i.sample.image_bytes[0]: [s.text for s in i.sample.segments[1:]] for i in items}
+    assert set(found) == {data for _, data, _ in pictures}
+    for _, data, captions in pictures:
+        texts = [c.strip() for c in captions]
+        assert found[data] == texts[: len(found[data])]
+    assert len({i.sample.id for i in items}) == 10
+    assert all(i.sample.license == "L" for i in items)
+
+
+@here
+def test_a_sample_is_the_same_whether_its_files_lie_here_or_behind_a_url(rows, folder, pictures):
+    write_tar(folder, pictures)
+    fsspec.filesystem("memory").put(str(folder), "/same", recursive=True)
+    here, there = (rows.items(Tree.at(p)) for p in (folder, "memory://same"))
+    assert [i.sample for i in here] == [i.sample for i in there]
+
+
+@here
+def test_webdataset_and_the_reader_agree_on_keys_and_bytes(rows, folder, pictures):
+    write_tar(folder, pictures)
+    expected = {r["__key__"]: r["jpg"] for r in wds.WebDataset(str(folder / "00000.tar"), shardshuffle=False)}
+    found = {
+        json.loads(i.sample.general_metadata)["__key__"]: i.sample.image_bytes[0]
+        for i in rows.items(Tree.at(folder))
+    }
+    assert found == expected
+
+
+def test_what_a_result_depends_on_is_listed_with_its_version(rows, folder):
+    (folder / "images").mkdir()
+    for name in ("captions.json", "a.jpg", "images/b.png", "images/c.txt", "other.json"):
+        (folder / name).write_bytes(b"[]")
+    reader = rows.reader(Tree.at(folder))
+    before = reader.inputs()
+    assert [s.name for s in before] == ["captions.json", "a.jpg", "images/b.png"]
+    os.utime(folder / "images/b.png", ns=(5, 5))
+    assert [a == b for a, b in zip(before, reader.inputs(), strict=True)] == [True, True, False]
+
+
+def test_an_empty_folder_a_wrong_glob_and_a_wrong_layout_say_what_is_allowed(rows, folder):
+    with pytest.raises(DataError, match=r"no file of rows[\s\S]*\.parquet"):
+        rows.reader(Tree.at(folder)).units()
+    (folder / "x.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"match '\*\.csv'"):
+        rows.reader(Tree.at(folder), files="*.csv").inputs()
+    with pytest.raises(ConfigError, match="layout 'llava' is none of kind captions"):
+        rows.reader(Tree.at(folder), layout="llava")
+
+
+def test_a_damaged_listing_of_a_saved_dataset_stops_with_the_reason(rows, folder):
+    datasets.Dataset.from_dict({"caption": ["a"]}).save_to_disk(folder)
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="not the state of a saved dataset"):
+        rows.reader(Tree.at(folder)).units()
+
+
+def test_a_layout_that_the_recipe_names_is_not_guessed(rows, folder):
+    (folder / "x.jsonl").write_text(
+        '{"texts": ["a long text"], "images": [null], "sequence": [{"text": "b"}]}'
+    )
+    assert rows.items(Tree.at(folder), "interleaved")[0].sample.text == "a long text"
+    assert rows.items(Tree.at(folder), "interleaved", layout="sequence")[0].sample.text == "b"
+
+
+def test_a_document_is_one_sample_however_long(rows, folder):
+    sequence = [{"text": f"paragraph {n} " * 50} for n in range(200)]
+    (folder / "interleaved.jsonl").write_text(json.dumps({"title": "T", "sequence": sequence}))
+    (item,) = rows.items(Tree.at(folder), "interleaved")
+    assert len(item.sample.segments) == 201
+    assert item.where == "line 1"
