@@ -34,18 +34,19 @@ def text_steps(configs: Mapping[str, FilterConfig], root: Path | None = None) ->
     steps: list[Step] = []
     if unwanted := {s: c.image_url_without for s, c in full.items() if c.image_url_without}:
         steps.append(ImageAddress(unwanted))
+    # A web crawl is mostly in other languages: nothing else refuses as much for its cost.
+    if languages := {
+        s: c for s, c in full.items() if c.languages is not None or c.min_lang_score is not None
+    }:
+        steps.append(LanguageStep(languages))
     if kinds := {s: c.personal_data for s, c in full.items() if c.personal_data}:
         steps.append(PersonalDataStep(kinds))
     for rule in RULES:
         if limits := _asked(rule, {s: c.paragraph for s, c in full.items()}, lists):
             steps.append(ParagraphStep(rule, limits, lists))
-    late = [rule for rule in RULES if rule.name == "repetition"]
-    steps += _whole_text(full, lists, [rule for rule in RULES if rule not in late])
-    if languages := {
-        s: c for s, c in full.items() if c.languages is not None or c.min_lang_score is not None
-    }:
-        steps.append(LanguageStep(languages))
-    steps += _whole_text(full, lists, late)
+    for rule in RULES:
+        if limits := _asked(rule, {s: c.document for s, c in full.items()}, lists):
+            steps.append(TextStep(rule, limits, lists))
     if repetition := {s: c.repetition for s, c in full.items() if c.repetition is not None}:
         steps.append(DuplicatesStep(repetition))
     return steps
@@ -56,13 +57,6 @@ def document_steps(configs: Mapping[str, FilterConfig]) -> list[Step]:
     full = {source: resolved(config) for source, config in configs.items()}
     counted = {s: c for s, c in full.items() if c.min_images is not None or c.max_images is not None}
     return [ImageCount(counted)] if counted else []
-
-
-def _whole_text(
-    full: Mapping[str, FilterConfig], lists: Mapping[str, WordLists], rules: list[Rule]
-) -> list[Step]:
-    asked = ((rule, _asked(rule, {s: c.document for s, c in full.items()}, lists)) for rule in rules)
-    return [TextStep(rule, limits, lists) for rule, limits in asked if limits]
 
 
 def _asked(

@@ -14,6 +14,9 @@ _NEXT = re.compile(rb"\xff+[^\xff]")  # any number of FF may precede a JPEG mark
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in compressed JPEG data only 00 and RSTn follow FF
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # JPEG markers without a length: TEM, RSTn, SOI
 _SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are DHT, JPG, DAC
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+_CHANNELS = {2: 3, 4: 2, 6: 4}  # PNG colour types: RGB, grey and alpha, RGBA; the others have one
+_DEFLATE = 1032  # zlib packs no tighter; Pillow takes a stream that ends early for black rows
 _GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21
 
 
@@ -64,7 +67,7 @@ def read_header(data: bytes, kind: str) -> Header:
 
 
 def _jpeg(data: bytes) -> Header:
-    at, parts, size = 2, 0, None
+    at, parts, size, progressive, components = 2, 0, None, False, 0
     while found := _NEXT.search(data, at):
         marker = data[found.end() - 1]
         parts += found.end() - at - 1  # what stands between two segments is read byte by byte
@@ -77,8 +80,8 @@ def _jpeg(data: bytes) -> Header:
             raise BrokenHeader("the file ends before any pixel")
         (length,) = struct.unpack_from(">H", data, at)
         if marker in _SIZES:
-            height, width = struct.unpack_from(">HH", data, at + 3)
-            size = width, height
+            height, width, components = struct.unpack_from(">HHB", data, at + 3)
+            size, progressive = (width, height), marker in _PROGRESSIVE
         at += max(length, 2)
     else:
         raise IndexError
@@ -86,13 +89,15 @@ def _jpeg(data: bytes) -> Header:
         return Header("JPEG", *(size or (1, 1)), parts=parts)
     if size is None:
         raise BrokenHeader("pixels without a size before them")
-    # Counting is ten times as fast as walking, and more than the limit are hardly ever found.
-    scans = data.count(b"\xff\xda", at) + 1
-    return Header("JPEG", *size, parts=parts, scans=scans if scans <= MAX_SCANS else _scans(data, at))
+    # A decoder stops after the one scan of a plain JPEG that holds all its components.
+    several = progressive or data[at + 2] < components
+    return Header("JPEG", *size, parts=parts, scans=_scans(data, at) if several else 1)
 
 
 def _scans(data: bytes, at: int) -> int:
     """Scans of the JPEG whose first one starts at `at`: not of thumbnails, not of what follows its end."""
+    if (scans := data.count(b"\xff\xda", at) + 1) <= MAX_SCANS:
+        return scans  # at most: counting is ten times as fast as walking, and almost always enough
     scans = 1
     while scans <= MAX_SCANS and (found := _MARKER.search(data, at)):
         marker = data[found.end() - 1]
@@ -108,13 +113,17 @@ def _scans(data: bytes, at: int) -> int:
 def _png(data: bytes) -> Header:
     if data[12:16] != b"IHDR":
         raise BrokenHeader("the first chunk is no IHDR")
-    width, height = struct.unpack_from(">II", data, 16)
-    at, parts, animated = 8, 0, False
+    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    at, parts, animated, packed = 8, 0, False, 0
     while at + 8 <= len(data) and parts <= MAX_PARTS:
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"acTL" and at + 12 <= len(data):
             animated = struct.unpack_from(">I", data, at + 8)[0] > 1
+        if kind == b"IDAT":
+            packed += length
         if kind == b"IEND":
+            if height * (width * depth * _CHANNELS.get(colour, 1) // 8) > _DEFLATE * packed:
+                raise BrokenHeader(f"{width}x{height} pixels cannot be in {packed:,} bytes")
             break
         at += length + 12
         parts += 1

@@ -4,11 +4,11 @@ Both are scores of a thumbnail, kept as columns: whoever filters chooses the thr
 """
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from data_pipeline.build.images.header import orientation
 
-SIDE = 384  # pixels of the thumbnail's longer side
+SIDE = 256  # pixels of the thumbnail's longer side: less, and small print is no longer seen
 _NARROW = 64  # pixels of its shorter side at least, where the picture has them
 _PLAIN = 8  # grey levels around the median colour that count as the same colour
 _UPRIGHT = {  # EXIF orientation -> what brings the picture upright
@@ -20,7 +20,7 @@ _UPRIGHT = {  # EXIF orientation -> what brings the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_EDGE = 80  # grey levels between a pixel's left and right neighbours at the border of a letter
+_EDGE = 50  # grey levels between a pixel's left and right neighbours at the border of a letter
 _STROKE = 6  # pixels, exclusive: how wide the stroke of a letter is
 _CELL = 8  # pixels of a side of the cells in which strokes are counted
 _BUSY = 4  # strokes' pixels in a cell of text
@@ -28,13 +28,13 @@ _LINE = 6  # cells in a row that make a line of text
 _HALF = 0.02  # share of the picture under such lines at which the score is 0.5
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
-    """Decode an opened image, all of it, to RGB of at most `SIDE` pixels: upright, alpha over white.
+def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """Decode an opened image, all of it, to RGB of at most `side` pixels: upright, alpha over white.
 
     A JPEG is unpacked at 1/2, 1/4 or 1/8 where that is enough: its stream is still read to the end.
     Raises what Pillow's decoders raise.
     """
-    scale = min(1.0, max(SIDE / max(image.size), _NARROW / min(image.size)))
+    scale = min(1.0, max(side / max(image.size), _NARROW / min(image.size)))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image.draft("RGB", size)
     image.load()
@@ -48,7 +48,9 @@ def thumbnail(image: Image.Image) -> Image.Image:
         small = _resize(image, size).convert("RGB")
     else:
         small = _resize(image.convert("RGB"), size)
-    return small if turn is None else small.transpose(turn)
+    small = small if turn is None else small.transpose(turn)
+    small.info = {}  # else whoever takes the thumbnail would turn it once more
+    return small
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -57,12 +59,13 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def uniform(small: Image.Image) -> float:
     """Share of an RGB picture that has its median colour, within 8 grey levels: 1 for a blank image."""
-    pixels = np.asarray(small)
     counts = np.array(small.histogram()).reshape(3, 256).cumsum(1)
     median = (counts * 2 < counts[:, -1:]).sum(1)
-    low = (median - _PLAIN).clip(0, 255).astype(np.uint8)
-    high = (median + _PLAIN).clip(0, 255).astype(np.uint8)
-    return float(((pixels >= low) & (pixels <= high)).all(2).mean())
+    near = np.abs(np.arange(256) - median[:, None]) <= _PLAIN
+    red, green, blue = small.point((near * 255).ravel().tolist()).split()
+    return ImageChops.darker(ImageChops.darker(red, green), blue).histogram()[255] / (
+        small.width * small.height
+    )
 
 
 def text_overlay(small: Image.Image) -> float:
