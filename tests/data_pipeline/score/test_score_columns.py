@@ -114,6 +114,37 @@ def test_another_version_of_a_scorer_writes_its_column_again(dataset):
     assert json.loads((directory / "columns/bytes/COLUMN.json").read_text())["version"] == "2"
 
 
+def test_a_column_that_is_being_replaced_does_not_exist(dataset):
+    directory, _ = dataset
+    score_dataset(directory, Bytes())
+
+    class Dies(Bytes):
+        def score(self, samples):
+            raise Lost
+
+    with pytest.raises(Lost):
+        score_dataset(directory, Dies(version="2"))
+    with pytest.raises(ConfigError, match="no column"):
+        read_column(directory, "bytes")
+
+
+def test_a_document_of_images_alone_goes_with_its_last_image(tmp_path, make):
+    spoken = make.document(4, pictures=2)
+    pictures = make.document(3, pictures=2)
+    silent = replace(pictures, segments=tuple(s for s in pictures.segments if s.type == "image"))
+    make.dataset(tmp_path, [silent, spoken, make.document(5, pictures=1)])
+
+    class Named(Bytes):
+        def score(self, samples):
+            return [Score("bytes", s.id, m.media_id, float(s.id == "doc5")) for s in samples for m in s.media]
+
+    score_dataset(tmp_path, Named())
+    highest = yield_curve(tmp_path, "bytes", points=2)[-1]
+    exclude(tmp_path, "filter", select(tmp_path, "bytes>=1"), {})
+    assert [s.id for s in samples(tmp_path)] == ["doc4", "doc5"]
+    assert (highest.threshold, highest.samples, highest.images) == (1.0, 2, 1)
+
+
 @pytest.mark.parametrize(
     "broken",
     [
