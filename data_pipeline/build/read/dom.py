@@ -1,0 +1,417 @@
+"""A web page as its texts and images in reading order, by one walk over the DOM.
+
+What is no content (navigation, hidden nodes, forms, repeated links) is left out; see dom_tables. Bytes of
+images are not touched here: an image is the list of references under which it may be had.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser, LexborNode
+
+from data_pipeline.build.cut import Block
+from data_pipeline.build.read.dom_image import absolute, candidates, is_blank
+from data_pipeline.build.read.dom_tables import (
+    BLOCK,
+    BREAK,
+    CAPTION,
+    CELL,
+    DROP,
+    FIGURE,
+    FORM,
+    HEADING,
+    IMAGE,
+    INLINE,
+    KIND,
+    LINK,
+    NOSCRIPT,
+    PICTURE,
+    PLAIN,
+    PRE,
+    SOURCE,
+    is_furniture,
+)
+from data_pipeline.build.read.dom_tame import tame
+from data_pipeline.build.read.reading import Fault, Picture
+
+# A block of links alone that comes so often in a page ("Read more", "Reply") belongs to its furniture.
+REPEATED = 3
+_CONTENT_OF_FORM = "h1, article, main"
+_PARAGRAPHS_OF_FORM = 10
+_OPT_OUTS = frozenset(("noindex", "none", "noai", "noimageai", "noimageindex", "noml"))
+Attributes = dict[str, str | None]
+_META_ROBOTS = frozenset(("robots", "googlebot", "ccbot", "gptbot", "google-extended"))
+
+
+class Text(NamedTuple):
+    """One block of text. `caption`: of the figure whose image stands before it."""
+
+    text: str
+    heading: bool = False
+    caption: bool = False
+    repeats: bool = False  # made of links alone, and so left out where it comes REPEATED times
+
+
+class Image(NamedTuple):
+    """One image: references, the best first, joined to the page's address where it is known."""
+
+    urls: tuple[str, ...]
+    alt: str | None = None
+    fallback: bool = False  # of a `<noscript>`: a lazy image beside it is the same one
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a page says of itself. `robots`: the directives of its meta tags that keep it out of datasets."""
+
+    title: str | None = None
+    lang: str | None = None
+    canonical: str | None = None
+    base: str = ""
+    robots: frozenset[str] = frozenset()
+    tdm_reserved: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    facts: Facts
+    blocks: list[Text | Image] = field(repr=False)
+
+
+def read_page(page: str, url: str = "") -> Page:
+    """The page at `url` (empty for a local file: references stay as they are written)."""
+    tree = LexborHTMLParser(tame(page), options=LexborDocumentOptions.WO_EVENTS)
+    facts = _facts(tree, url)
+    walk = _Walk(facts.base)
+    if tree.body is not None:
+        walk.below(tree.body)
+    return Page(facts, walk.finished())
+
+
+def blocks(page: Page, resolver: Callable[[Image], Picture | Fault]) -> Iterator[Block]:
+    """The page's blocks with the pictures that `resolver` finds; a fault of it becomes a cut."""
+    for block in page.blocks:
+        if isinstance(block, Text):
+            yield Block(text=block.text, heading=block.heading)
+        else:
+            found = resolver(block)
+            yield Block(cut=found) if isinstance(found, Fault) else Block(picture=found)
+
+
+class _Walk:
+    """The state of one walk. Nodes nest as deep as the page likes, so the way back is a list."""
+
+    def __init__(self, base: str):
+        self.base = base
+        self.out: list[Text | Image] = []
+        self.words: list[str] = []
+        self.heading = self.caption = False
+        self.pre = 0
+        self.link: int | None = None  # where the open link began among the words
+        self.linked: list[tuple[int, int]] = []  # where links of this block lie among them
+        self.sources: list[str] = []
+        self.figures: list[_Figure] = []
+
+    def below(self, root: LexborNode) -> None:
+        path: list[tuple[LexborNode, int]] = []
+        push, pop, enter, words = path.append, path.pop, self._enter, self.words
+        node = root.first_child
+        while node is not None:
+            tag = node.tag
+            if tag == "-text":
+                words.append(node.text_content)
+            elif (kind := KIND.get(tag, INLINE)) != DROP and (kind == PLAIN or enter(node, tag, kind)):
+                child = node.first_child
+                if child is not None:
+                    push((node, kind))
+                    node = child
+                    continue
+                if kind in _LEAVE:
+                    _LEAVE[kind](self)
+            after = node.next
+            while after is None and path:
+                node, kind = pop()
+                if kind in _LEAVE:
+                    _LEAVE[kind](self)
+                after = node.next
+            node = after
+
+    def finished(self) -> list[Text | Image]:
+        """The blocks, without links that come again and again."""
+        self.flush()
+        often = Counter(b.text for b in self.out if type(b) is Text and b.repeats)
+        gone = {text for text, n in often.items() if n >= REPEATED}
+        if gone:
+            return [b for b in self.out if not (type(b) is Text and b.repeats and b.text in gone)]
+        return self.out
+
+    def flush(self) -> None:
+        """Ends the block of text that is being gathered."""
+        words = self.words
+        text = words[0] if len(words) == 1 else "".join(words)
+        if text and not text.isspace():
+            shown = _lines(text) if self.pre else _collapsed(text)
+            if shown:
+                repeats = self.link is not None or bool(self.linked)
+                self.out.append(Text(shown, self.heading, self.caption, repeats and self._is_linked()))
+        words.clear()
+        if self.linked:
+            self.linked.clear()
+        if self.link is not None:
+            self.link = 0
+
+    def _is_linked(self) -> bool:
+        """Whether all words of the block stand in links."""
+        spans = self.linked if self.link is None else [*self.linked, (self.link, len(self.words))]
+        start = 0
+        for first, end in spans:
+            if any(not w.isspace() for w in self.words[start:first]):
+                return False
+            start = end
+        return all(w.isspace() for w in self.words[start:])
+
+    def _enter(self, node: LexborNode, tag: str, kind: int) -> bool:
+        """Whether the nodes below are to be walked."""
+        attributes = node.attributes
+        if attributes and is_furniture(tag, attributes):
+            if kind in _ENDS_TEXT:
+                self.flush()
+            return False
+        if kind == BLOCK:
+            if self.words:
+                self.flush()
+            self.heading = False
+            return True
+        return kind == INLINE or _ENTER[kind](self, node, attributes)
+
+    def _enter_heading(self, node: LexborNode, attributes: Attributes) -> bool:
+        self.flush()
+        self.heading = True
+        return True
+
+    def _enter_pre(self, node: LexborNode, attributes: Attributes) -> bool:
+        self._leave_block()
+        self.pre += 1
+        return True
+
+    def _enter_form(self, node: LexborNode, attributes: Attributes) -> bool:
+        self._leave_block()
+        return _is_content(node)
+
+    def _enter_link(self, node: LexborNode, attributes: Attributes) -> bool:
+        self.link = len(self.words)
+        return True
+
+    def _enter_break(self, node: LexborNode, attributes: Attributes) -> bool:
+        self.words.append("\n" if self.pre else " ")
+        return False
+
+    def _enter_cell(self, node: LexborNode, attributes: Attributes) -> bool:
+        self.words.append(" ")
+        return True
+
+    def _enter_figure(self, node: LexborNode, attributes: Attributes) -> bool:
+        self._leave_block()
+        self.figures.append(_Figure(len(self.out)))
+        return True
+
+    def _enter_caption(self, node: LexborNode, attributes: Attributes) -> bool:
+        self._leave_block()
+        self.caption = True
+        if self.figures:
+            self.figures[-1].caption = len(self.out)
+        return True
+
+    def _enter_picture(self, node: LexborNode, attributes: Attributes) -> bool:
+        self.sources.clear()
+        return True
+
+    def _enter_source(self, node: LexborNode, attributes: Attributes) -> bool:
+        offered = attributes.get("srcset") or attributes.get("data-srcset")
+        if offered and _is_readable(attributes):
+            self.sources.append(offered)
+        return True
+
+    def _leave_block(self) -> None:
+        if self.words:
+            self.flush()
+        self.heading = False
+
+    def _leave_pre(self) -> None:
+        self.flush()
+        self.pre -= 1
+
+    def _leave_link(self) -> None:
+        if self.link is not None:
+            self.linked.append((self.link, len(self.words)))
+        self.link = None
+
+    def _leave_cell(self) -> None:
+        self.words.append(" ")
+
+    def _leave_caption(self) -> None:
+        self._leave_block()
+        self.caption = False
+        if self.figures:
+            self.figures[-1].caption_end = len(self.out)
+
+    def _leave_figure(self) -> None:
+        """A caption that its figure shows above the image comes after it in the sequence."""
+        self._leave_block()
+        figure = self.figures.pop()
+        start, end = figure.caption, figure.caption_end
+        if start is None or any(type(b) is Image for b in self.out[figure.start : start]):
+            return
+        if any(type(b) is Image for b in self.out[end:]):
+            self.out[start:] = self.out[end:] + self.out[start:end]
+
+    def _enter_image(self, node: LexborNode, attributes: Attributes) -> bool:
+        self.flush()
+        found = Image(self._joined(candidates(attributes, self.sources)), _words(attributes.get("alt")))
+        last = self.out[-1] if self.out else None
+        # Some pages put the fallback before the lazy image, not after it.
+        if type(last) is Image and last.fallback and set(last.urls) & set(found.urls):
+            self.out[-1] = found
+        else:
+            self.out.append(found)
+        return False
+
+    def _enter_noscript(self, node: LexborNode, attributes: Attributes) -> bool:
+        """Holds the image that a script would have loaded; its texts are for no reader."""
+        for image in node.css("img"):
+            given = image.attributes
+            if "1" in (given.get("width"), given.get("height")):  # counts visitors
+                continue
+            self.flush()
+            urls = self._joined(candidates(given))
+            last = self.out[-1] if self.out else None
+            if type(last) is Image and not last.fallback:
+                real = (u for u in last.urls if u and not is_blank(u))
+                self.out[-1] = last._replace(urls=tuple(dict.fromkeys((*real, *urls))))
+            else:
+                self.out.append(Image(urls, _words(given.get("alt")), fallback=True))
+        return False
+
+    def _joined(self, references: tuple[str, ...]) -> tuple[str, ...]:
+        if not self.base:
+            return references
+        return tuple([absolute(r, self.base) for r in references])
+
+
+@dataclass
+class _Figure:
+    """Where an open figure began among the blocks, and where its caption lies."""
+
+    start: int
+    caption: int | None = None
+    caption_end: int = 0
+
+
+_ENDS_TEXT = frozenset((BLOCK, HEADING, PRE, FIGURE, CAPTION, FORM, IMAGE))
+_ENTER = {
+    HEADING: _Walk._enter_heading,
+    BREAK: _Walk._enter_break,
+    CELL: _Walk._enter_cell,
+    PRE: _Walk._enter_pre,
+    LINK: _Walk._enter_link,
+    IMAGE: _Walk._enter_image,
+    PICTURE: _Walk._enter_picture,
+    SOURCE: _Walk._enter_source,
+    NOSCRIPT: _Walk._enter_noscript,
+    FIGURE: _Walk._enter_figure,
+    CAPTION: _Walk._enter_caption,
+    FORM: _Walk._enter_form,
+}
+_LEAVE = {
+    BLOCK: _Walk._leave_block,
+    HEADING: _Walk._leave_block,
+    FORM: _Walk._leave_block,
+    PRE: _Walk._leave_pre,
+    LINK: _Walk._leave_link,
+    CELL: _Walk._leave_cell,
+    CAPTION: _Walk._leave_caption,
+    FIGURE: _Walk._leave_figure,
+}
+
+
+def _facts(tree: LexborHTMLParser, url: str) -> Facts:
+    root, head = tree.root, tree.head
+    lang = root.attributes.get("lang") or root.attributes.get("xml:lang") if root is not None else None
+    if head is None:
+        return Facts(lang=_words(lang), base=url)
+    title = canonical = None
+    base = url
+    robots: set[str] = set()
+    tdm = False
+    node = head.first_child
+    while node is not None:
+        match node.tag:
+            case "title":
+                title = title or _words(node.text())
+            case "base":
+                base = _base(url, node.attributes.get("href"), base)
+            case "link":
+                attributes = node.attributes
+                if canonical is None and (attributes.get("rel") or "").lower() == "canonical":
+                    canonical = absolute((attributes.get("href") or "").strip(), base) or None
+            case "meta":
+                attributes = node.attributes
+                name, content = (attributes.get("name") or "").lower(), attributes.get("content") or ""
+                if name in _META_ROBOTS:
+                    robots.update(directives(content))
+                elif name == "tdm-reservation":
+                    tdm = tdm or content.strip() == "1"
+        node = node.next
+    return Facts(title, _words(lang), canonical, base, frozenset(robots), tdm)
+
+
+def directives(content: str) -> set[str]:
+    """The directives of a robots meta tag or `X-Robots-Tag` that keep a page or its images out of datasets.
+
+    One that is meant for a single agent (`somebot: noai`) is honoured as if it were meant for all.
+    """
+    return {d.rsplit(":", 1)[-1].strip().lower() for d in content[:2000].split(",")} & _OPT_OUTS
+
+
+def _base(url: str, href: str | None, base: str) -> str:
+    """The first `<base href>` counts. In a local tree one that names a host says nothing of the files."""
+    if not href or base != url:
+        return base
+    return absolute(href.strip(), url) if url or "//" not in href else url
+
+
+def _is_readable(attributes: dict[str, str | None]) -> bool:
+    """Whether a `<source>` is of a format that is read (as far as it says)."""
+    return (attributes.get("type") or "image/jpeg").lower() in ("image/jpeg", "image/png", "image/webp")
+
+
+def _is_content(form: LexborNode) -> bool:
+    """Some systems wrap the whole page in one form; what else is a form is not text."""
+    if form.css_first(_CONTENT_OF_FORM) is not None:
+        return True
+    return len(form.css("p")) > _PARAGRAPHS_OF_FORM
+
+
+def _lines(text: str) -> str:
+    """Preformatted text: its lines as they are, without blank ones at its ends."""
+    lines = [line.rstrip() for line in text.expandtabs(4).splitlines()]
+    while lines and not lines[-1]:
+        lines.pop()
+    while lines and not lines[0]:
+        lines.pop(0)
+    return "\n".join(lines)
+
+
+def _collapsed(text: str) -> str:
+    """Runs of white space as one space. By `replace`: splitting into words costs five times as much."""
+    for space in "\n\t\xa0\r\f\v":
+        text = text.replace(space, " ")
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text.strip(" ")
+
+
+def _words(text: str | None) -> str | None:
+    return (" ".join(text.split()) or None) if text else None

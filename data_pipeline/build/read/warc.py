@@ -1,0 +1,270 @@
+"""Crawls: the HTML records of WARC and ARC files as whole documents, their images out of the same crawl.
+
+Nothing is fetched from the network. A page comes as one sample; a later step cuts it.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_pipeline.build.cut import HEADING
+from data_pipeline.build.read.documents import lineage_of, too_little_text
+from data_pipeline.build.read.dom import Image, Page, Text, directives, read_page
+from data_pipeline.build.read.dom_decode import decode
+from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri, sniff
+from data_pipeline.build.read.files import NOT_FETCHED, Stamp, Tree
+from data_pipeline.build.read.reading import Fault, Item, Picture, as_json, begins_with
+from data_pipeline.build.read.warc_http import WarcRecord, parse
+from data_pipeline.build.read.warc_index import Crawl, Place, build_index, kinds_of
+from data_pipeline.build.read.warc_split import Broken, RawRecord, raw_records
+from data_pipeline.sample import Media, Sample, Segment, content_id
+
+SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz")
+MAX_PAGE_BYTES = 16 * 2**20
+CAPTION = "caption"  # role of a figure caption's segment; it follows its image
+_KEEP_OUT = frozenset(("noindex", "none", "noai", "noml"))
+_KEEP_IMAGES_OUT = frozenset(("noimageai", "noimageindex"))
+
+
+class WarcSource(BaseModel):
+    """A crawl: every page is one document; images that no record holds are cut, or kept to be fetched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["warc"] = "warc"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="the key in training mixtures")
+    license: str | None = Field(None, description="of everything in the source, unless a record says its own")
+    path: str = Field(min_length=1, description="file or folder; relative paths count from the recipe")
+    max_chars: int = Field(2000, ge=1, description="a document is cut into samples of at most this text")
+    max_images: int = Field(4, ge=1, description="... and at most so many images")
+    min_chars: int = Field(20, ge=0, description="a sample without an image and with less text is dropped")
+    honour_robots: bool = Field(
+        True,
+        description="drop what noindex, noai, noimageai (meta or X-Robots-Tag) or TDM-Reservation keep out",
+    )
+
+
+@dataclass(frozen=True)
+class WarcReader:
+    """`work`: where the index of images is kept. `keep_missing`: an image that the crawl does not hold stays
+    as a reference (`Media.error` is NOT_FETCHED, no bytes) for the step that fetches; else it is cut."""
+
+    source: WarcSource
+    tree: Tree
+    work: Path
+    keep_missing: bool = False
+    records: Counter[str] = field(default_factory=Counter, compare=False)  # by kind, of what `read` has read
+
+    def inputs(self) -> list[Stamp]:
+        only = self.tree.only
+        return self.tree.listing(SUFFIXES) if only is None else [self.tree.stamp(only)]
+
+    def units(self) -> list[str]:
+        return self.tree.files(SUFFIXES)
+
+    def prepare(self) -> Path:
+        """Build the index of images. Call it once before tasks start: else each builds it for itself."""
+        return build_index(self.tree, self.inputs(), self.work, self._max_bytes)
+
+    def records_by_kind(self) -> Counter[str]:
+        """Of the whole source, also of files that other tasks read."""
+        return kinds_of(self.prepare())
+
+    def read(self, unit: str) -> Iterator[Item]:
+        try:
+            crawl = Crawl(self.prepare(), self.tree, self.tree.max_bytes)
+            try:
+                yield from self._items(unit, crawl)
+            finally:
+                crawl.close()
+        except OSError as e:
+            detail = f"cannot be read: {e.strerror or e}"
+            yield Item.failed(
+                Fault(reason="unreadable file", detail=detail, bad=True, file=unit, where="file")
+            )
+
+    def web_records(self, unit: str) -> Iterator[tuple[RawRecord | Broken, WarcRecord]]:
+        """Every record of a file, parsed; of PDF records `payload` is the file. Counted in `records`."""
+        with self.tree.open(unit) as f:
+            for raw in raw_records(f, self._max_bytes):
+                record = WarcRecord("broken") if isinstance(raw, Broken) else parse(raw, self._max_bytes)
+                self.records[record.kind] += 1
+                yield raw, record
+
+    @property
+    def _max_bytes(self) -> int:
+        return max(self.tree.max_bytes, MAX_PAGE_BYTES)
+
+    def _items(self, unit: str, crawl: Crawl) -> Iterator[Item]:
+        seen = False
+        for raw, record in self.web_records(unit):
+            seen = True
+            where = f"record {raw.number} at byte {raw.offset}"
+
+            def failed(reason: str, detail: str, bad: bool, where: str = where) -> Item:
+                return Item.failed(Fault(reason=reason, detail=detail, bad=bad, file=unit, where=where))
+
+            if isinstance(raw, Broken):
+                yield failed("broken record", raw.detail, raw.bad)
+            elif record.kind == "html" and record.payload is None:
+                yield failed(*cast(tuple[str, str], record.problem), bad=False)
+            elif record.kind == "html" and len(cast(bytes, record.payload)) > MAX_PAGE_BYTES:
+                yield failed("payload too large", f"a page of more than {MAX_PAGE_BYTES:,} bytes", bad=False)
+            elif record.kind == "html":
+                yield self._page(record, unit, where, crawl)
+            elif record.kind == "malformed":
+                yield failed("malformed record", (record.problem or ("", ""))[1], bad=False)
+        if not seen:
+            detail = "holds no WARC or ARC record: it is empty"
+            yield Item.failed(
+                Fault(reason="unreadable file", detail=detail, bad=True, file=unit, where="file")
+            )
+
+    def _page(self, record: WarcRecord, unit: str, where: str, crawl: Crawl) -> Item:
+        text = decode(record.payload or b"", record.headers.get("content-type", ""))
+        page = read_page(text, record.url)
+        robots = page.facts.robots | directives(record.headers.get("x-robots-tag", ""))
+        reserved = page.facts.tdm_reserved or record.headers.get("tdm-reservation", "").strip() == "1"
+        if self.source.honour_robots and (reserved or robots & _KEEP_OUT):
+            reason = "opted out (robots)" if robots & _KEEP_OUT else "opted out (TDM)"
+            said = ", ".join(sorted(robots & _KEEP_OUT)) or "tdm-reservation: 1"
+            fault = Fault(reason=reason, detail=f"{record.url}: {said}", bad=False, file=unit, where=where)
+            return Item.failed(fault)
+        finder = _Finder(
+            crawl,
+            unit,
+            where,
+            keep_missing=self.keep_missing,
+            honour_robots=self.source.honour_robots,
+            keep_out=bool(self.source.honour_robots and robots & _KEEP_IMAGES_OUT),
+        )
+        sample, cuts = _sample(page, finder, self.source, record, unit, where)
+        said_of = {
+            "title": page.facts.title,
+            "canonical": page.facts.canonical,
+            "robots": sorted(robots) or None,
+            "tdm_reservation": 1 if reserved else None,
+        }
+        metadata = {k: v for k, v in said_of.items() if v is not None}
+        language = page.facts.lang or record.headers.get("content-language", "").split(",")[0].strip()
+        sample = dataclasses.replace(
+            sample,
+            url=record.url,
+            domain=urlsplit(record.url).hostname,
+            date=record.date,
+            lang=language[:35].lower() or None,
+            general_metadata=as_json(metadata) if metadata else None,
+        )
+        fault = too_little_text(sample, self.source.min_chars, unit, where)
+        return Item(file=unit, where=where, sample=sample, fault=fault, cuts=cuts)
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """The pictures of one page."""
+
+    crawl: Crawl
+    file: str
+    where: str
+    keep_missing: bool
+    honour_robots: bool
+    keep_out: bool
+
+    def __call__(self, image: Image) -> Picture | Fault:
+        first = image.urls[0] if image.urls else ""
+        if self.keep_out:
+            return self._fault("opted out (robots)", f"the page says noimageai: {first[:200]}")
+        for url in image.urls:
+            if url.startswith("data:"):
+                data = from_data_uri(url, self.crawl.max_bytes)
+                return self._fault("embedded image", data) if isinstance(data, str) else _picture(data, image)
+            if (place := self.crawl.find(url)) is not None:
+                return self._fetched(url, place, image)
+        if first.lower().split("?")[0].endswith(UNREAD_SUFFIXES):
+            return self._fault("unsupported image format", f"{first[:200]!r} is no JPEG, PNG, WebP or GIF")
+        if self.keep_missing and first.startswith(("http://", "https://")):
+            media = Media(media_id=content_id(first), url=first, alt=image.alt, error=NOT_FETCHED)
+            return Picture(media, cast(bytes, None))
+        return self._fault("image not in the crawl", f"no record of {first[:200]!r}")
+
+    def _fetched(self, url: str, place: Place, image: Image) -> Picture | Fault:
+        record = self.crawl.fetch(place)
+        if isinstance(record, str):
+            return self._fault("unreadable image", f"{url[:200]!r} in {place.file}: {record}")
+        if record.payload is None:
+            reason, detail = record.problem or ("unreadable image", "no payload")
+            reason = "image file too large" if reason == "payload too large" else reason
+            return self._fault(reason, f"{url[:200]!r}: {detail}")
+        if len(record.payload) > self.crawl.max_bytes:
+            found = f"{url[:200]!r} has {len(record.payload):,} bytes"
+            return self._fault(
+                "image file too large", f"{found}, images.max_bytes is {self.crawl.max_bytes:,}"
+            )
+        if self.honour_robots and (said := _kept_out(record.headers)):
+            return self._fault("opted out (robots)" if said != "tdm" else "opted out (TDM)", f"{url[:200]!r}")
+        if sniff(record.payload) is None:
+            return self._fault("not an image", f"{url[:200]!r} begins with {begins_with(record.payload)}")
+        return _picture(record.payload, image, url, place)
+
+    def _fault(self, reason: str, detail: str) -> Fault:
+        # What pages point to lacks and breaks as a matter of course: noted, not an alarm.
+        return Fault(reason=reason, detail=detail, bad=False, file=self.file, where=self.where)
+
+
+def _kept_out(headers: Mapping[str, str]) -> str:
+    """What an image's own headers say: "" where nothing keeps it out."""
+    if headers.get("tdm-reservation", "").strip() == "1":
+        return "tdm"
+    return ", ".join(sorted(directives(headers.get("x-robots-tag", ""))))
+
+
+def _picture(data: bytes, image: Image, url: str | None = None, place: Place | None = None) -> Picture:
+    ref = None
+    if place is not None:
+        ref = {"path": place.file, "member": None, "offset": place.offset, "size": place.length}
+    return Picture(
+        Media(media_id=content_id(data), nbytes=len(data), url=url, alt=image.alt, source_ref=ref), data
+    )
+
+
+def _sample(
+    page: Page, finder: _Finder, source: WarcSource, record: WarcRecord, file: str, where: str
+) -> tuple[Sample, tuple[Fault, ...]]:
+    """The whole page, and what was cut out of it. A picture that comes twice is stored once."""
+    segments: list[Segment] = []
+    pictures: dict[str, Picture] = {}
+    numbers: dict[str, int] = {}
+    cuts: list[Fault] = []
+    for block in page.blocks:
+        if isinstance(block, Text):
+            role = HEADING if block.heading else CAPTION if block.caption else None
+            segments.append(Segment(type="text", text=block.text, role=role))
+            continue
+        found = finder(block)
+        if isinstance(found, Fault):
+            cuts.append(found)
+            continue
+        key = found.media.media_id
+        if key not in pictures:
+            numbers[key] = len(pictures)
+            pictures[key] = found
+        segments.append(Segment(type="image", media=numbers[key]))
+    media = tuple(p.media for p in pictures.values())
+    content = [s.text if s.media is None else media[s.media].media_id for s in segments]
+    sample = Sample(
+        id=content_id(source.name, record.url, record.date or "", *(c or "" for c in content)),
+        kind="interleaved" if media else "text",
+        source=source.name,
+        license=source.license,
+        segments=tuple(segments),
+        media=media,
+        image_bytes=tuple(p.data for p in pictures.values()),
+        lineage=lineage_of(tuple(cuts), "read_warc"),
+    )
+    return sample, tuple(cuts)

@@ -1,0 +1,287 @@
+"""A WARC or ARC file, plain or gzip, as raw records: found, bounded in memory, and found again after damage.
+
+A record that cannot be cut out is one `Broken`; reading goes on at the next place that begins a record.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from data_pipeline.build.read.reading import begins_with
+
+MAX_HEAD = 256 * 2**10
+_CHUNK = 256 * 2**10
+_PACKED = 32 * 2**10  # members are small: what is read beyond one is read again for the next
+_GZIP = b"\x1f\x8b\x08"
+_BLANK = b"\r\n \t"
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_START = re.compile(
+    rb"WARC/[0-9]\.[0-9]{1,2}\r?\n"
+    rb"|[a-z][a-z0-9+.-]{1,20}:[^\s]{1,8000} [^\s]{1,64} [0-9]{12,14} [^\n]{1,2000}\r?\n"
+)
+_NEXT = re.compile(rb"\n(?=" + _START.pattern + rb")")
+_LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,15})[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class RawRecord:
+    """`offset` and `length` (bytes in the file) find it again, where `seekable`."""
+
+    number: int
+    offset: int
+    length: int
+    seekable: bool
+    data: bytes  # head and block
+    head: int  # bytes of the head
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Bytes that are no record. `bad`: the file was damaged, not only written carelessly."""
+
+    number: int
+    offset: int
+    detail: str
+    bad: bool = True
+
+
+def raw_records(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
+    """Every record of a seekable file; one of more than `max_bytes` is a `Broken`.
+
+    At most about three records are held at once. Raises OSError where the file cannot be read.
+    """
+    start = file.read(4)
+    file.seek(0)
+    found = _of_members(file, max_bytes) if start[:3] == _GZIP else _plain(file, max_bytes)
+    for number, record in enumerate(found):
+        yield replace(record, number=number)
+
+
+def record_at(file: BinaryIO, offset: int, length: int, max_bytes: int) -> RawRecord | Broken:
+    """The one record that the index says lies there."""
+    file.seek(offset)
+    data = file.read(min(length, max_bytes + MAX_HEAD))
+    found = next(raw_records(io.BytesIO(data), max_bytes), None)
+    return found or Broken(0, offset, "no record where the index says that one is")
+
+
+def _plain(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
+    yield from _records(_Window(file.read), max_bytes)
+
+
+def _of_members(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
+    """Records of a chain of gzip members: one each as the standard asks, or many in one."""
+    offset: int | None = 0
+    while offset is not None:
+        member = _Member(file, offset)
+        complained = False
+        held: RawRecord | None = None
+        count = 0
+        for record in _records(_Window(member.read), max_bytes):
+            if held is not None:
+                yield replace(held, offset=offset, seekable=False)
+            held = None
+            count += 1
+            if isinstance(record, Broken):
+                complained = True
+                yield replace(record, offset=offset, detail=f"{record.detail}{member.said()}")
+            else:
+                held = record
+        if held is not None and not member.damage:
+            alone = count == 1 and member.end is not None
+            yield replace(held, offset=offset, length=(member.end or offset) - offset, seekable=alone)
+        if member.damage and not complained:
+            yield Broken(0, offset, member.damage)
+        after = member.end
+        offset = _next_member(file, offset + 1 if after is None else after)
+        if after is not None and offset != after and _has_bytes(file, after, offset):
+            yield Broken(0, after, "bytes between the gzip members that are none")
+
+
+def _records(window: "_Window", max_bytes: int) -> Iterator[RawRecord | Broken]:
+    while True:
+        window.skip_blank()
+        if not window.fill(1):
+            return
+        window.fill(MAX_HEAD)
+        at, data = window.position, window.data
+        head = _head(data)
+        if head is None:
+            begins = begins_with(bytes(data[:24]))
+            window.drop(1)
+            skipped = window.skip_to_record() + 1
+            yield Broken(0, at, f"{skipped:,} bytes that are no record, beginning with {begins}")
+            continue
+        length = _block_length(data, head)
+        if length is None or length > max_bytes:
+            said = "no Content-Length" if length is None else f"{length:,} bytes, more than {max_bytes:,}"
+            window.drop(head)
+            window.skip_to_record()
+            yield Broken(0, at, f"a record of {said}", bad=length is None)
+            continue
+        window.fill(head + length + 4)
+        end = head + length
+        if len(data) < end or (not _ends(data, end) and _NEXT.search(data, head, end)):
+            found = len(data) - head
+            window.drop(head)
+            window.skip_to_record()
+            detail = "its Content-Length reaches into the next record"
+            if found < length:
+                detail = f"cut off: {length:,} bytes announced, at most {found:,} are there"
+            yield Broken(0, at, detail)
+            continue
+        clean = _ends(data, end)
+        yield RawRecord(0, at, end, True, bytes(data[:end]), head)
+        window.drop(end)
+        if not clean:
+            skipped = window.skip_to_record()
+            detail = f"{skipped:,} bytes after a record's end: its Content-Length is too small"
+            yield Broken(0, at + end, detail, bad=False)
+
+
+def _head(data: bytearray) -> int | None:
+    """Bytes of the head at the start of `data`, its blank line with it; None where none begins there."""
+    line = _START.match(data)
+    if line is None:
+        return None
+    if not data.startswith(b"WARC/"):
+        return line.end()  # ARC: one line
+    end = _HEAD_END.search(data, line.end() - 2, MAX_HEAD)
+    return end.end() if end else None
+
+
+def _block_length(data: bytearray, head: int) -> int | None:
+    if data.startswith(b"WARC/"):
+        found = _LENGTH.search(data, 0, head)
+        return int(found.group(1)) if found else None
+    last = bytes(data[:head]).rsplit(b" ", 1)[-1].strip()
+    return int(last) if last.isdigit() and len(last) <= 15 else None
+
+
+def _ends(data: bytearray, end: int) -> bool:
+    """Whether a record may end there: at the file's end, a blank line, or the next record."""
+    tail = bytes(data[end : end + 4])
+    return (
+        len(tail) < 2 or tail.startswith((b"\r\n\r\n", b"\n\n", b"\n")) or _START.match(data, end) is not None
+    )
+
+
+class _Window:
+    """The bytes of a stream from `position` on, as far as they were asked for."""
+
+    def __init__(self, read: Callable[[int], bytes]):
+        self._read = read
+        self.data = bytearray()
+        self.position = 0
+
+    def fill(self, size: int) -> bool:
+        """Have `size` bytes, or all there are; whether there is one."""
+        while len(self.data) < size:
+            piece = self._read(max(_CHUNK, min(size - len(self.data), 2**22)))
+            if not piece:
+                break
+            self.data += piece
+        return bool(self.data)
+
+    def drop(self, size: int) -> None:
+        size = min(size, len(self.data))
+        del self.data[:size]
+        self.position += size
+
+    def skip_blank(self) -> None:
+        while self.fill(1):
+            blank = len(self.data) - len(self.data.lstrip(_BLANK))
+            self.drop(blank)
+            if self.data:
+                return
+
+    def skip_to_record(self) -> int:
+        """Drop what stands before the next line that begins a record; how many bytes that was."""
+        start = self.position
+        if self.fill(10_000) and _START.match(self.data):
+            return 0
+        first_line = 10_000  # longer than any first line of a record
+        while self.fill(2 * first_line):
+            found = _NEXT.search(self.data)
+            if found is not None:
+                self.drop(found.end())
+                break
+            left = first_line if len(self.data) >= 2 * first_line else 0
+            self.drop(len(self.data) - left)
+        return self.position - start
+
+
+class _Member:
+    """One gzip member, unpacked piece by piece. `end` is where it ends in the file, once it does."""
+
+    def __init__(self, file: BinaryIO, offset: int):
+        self._file = file
+        self._unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        self._read = offset
+        self.end: int | None = None
+        self.damage: str | None = None
+
+    def read(self, size: int) -> bytes:
+        while self.end is None and self.damage is None:
+            packed = self._unpack.unconsumed_tail
+            if not packed:
+                self._file.seek(self._read)
+                packed = self._file.read(_PACKED)
+                self._read += len(packed)
+            try:
+                data = self._unpack.decompress(packed, size)
+            except zlib.error as e:
+                self.damage = f"damaged gzip: {e}"
+                return b""
+            if self._unpack.eof:
+                self.end = self._read - len(self._unpack.unused_data)
+            elif not packed and not data:
+                self.damage = "cut off inside a gzip member"
+            if data:
+                return data
+        return b""
+
+    def said(self) -> str:
+        return f" ({self.damage})" if self.damage else ""
+
+
+def _next_member(file: BinaryIO, offset: int) -> int | None:
+    """Where the next gzip member begins that holds a record."""
+    file.seek(offset)
+    if file.read(3) == _GZIP and _begins_record(file, offset):
+        return offset
+    file.seek(offset)
+    data = file.read(_CHUNK)
+    while data:
+        at = data.find(_GZIP)
+        while at >= 0:
+            if _begins_record(file, offset + at):
+                return offset + at
+            at = data.find(_GZIP, at + 1)
+        step = max(len(data) - 2, 1)
+        offset += step
+        file.seek(offset)
+        data = file.read(_CHUNK)
+        if len(data) <= 2:
+            return None
+    return None
+
+
+def _begins_record(file: BinaryIO, offset: int) -> bool:
+    file.seek(offset)
+    try:
+        start = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(file.read(1024), 64)
+    except zlib.error:
+        return False
+    start = start.lstrip(_BLANK)
+    return start.startswith(b"WARC/") or re.match(rb"[a-z][a-z0-9+.-]{1,20}:", start) is not None or not start
+
+
+def _has_bytes(file: BinaryIO, start: int, end: int | None) -> bool:
+    """Whether something lies between two members; zeros that pad a file are nothing."""
+    file.seek(start)
+    size = _CHUNK if end is None else min(end - start, _CHUNK)
+    return bool(file.read(size).strip(b"\0"))
