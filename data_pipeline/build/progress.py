@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import read_task_record, task_record_path
+from data_pipeline.manifest import read_task_record
 
-EVERY_S = 10.0  # between plain lines, at least; the first and the last are always said
+LINE_S = 10.0  # between plain lines, at least; the first and the last are always said
+BAR_S = 0.5  # between looks at the records for the bar
 
 
 class Progress:
@@ -31,7 +32,8 @@ class Progress:
         self.directory, self.fingerprint = directory, fingerprint
         self.console = console
         self.clock = clock
-        self.samples: dict[int, int] = {}
+        self.every_s = BAR_S if console.is_terminal else LINE_S
+        self.samples: dict[str, int] = {}  # by the record's file
         self.done_before: int | None = None
         self.began = self.spoke = clock()
         self.bar = Bar(
@@ -58,17 +60,16 @@ class Progress:
         """`done` of `total` tasks are done. To be called whenever that changes, or as often as one likes."""
         if first := self.done_before is None:
             self.done_before = done
+        now = self.clock()
+        if not (first or done == total or now - self.spoke >= self.every_s):
+            return
+        self.spoke = now
         self._read(total)
         said = self._said(done, total)
         self.bar.update(self.task, completed=done, total=total, said=said)
-        if self.console.is_terminal:
-            return
-        now = self.clock()
-        if first or done == total or now - self.spoke >= EVERY_S:
-            self.spoke = now
-            self.console.print(
-                f"{done} of {total} tasks done, {said}", markup=False, highlight=False, soft_wrap=True
-            )
+        if not self.console.is_terminal:
+            line = f"{done} of {total} tasks done, {said}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def left_s(self, done: int, total: int) -> float | None:
         """Seconds until all tasks are done, at the rate so far; None before the first one is."""
@@ -84,15 +85,15 @@ class Progress:
 
     def _read(self, total: int) -> None:
         """Count the records that are new. One that cannot be read belongs to a task that is done again."""
-        for task in range(total):
-            if task in self.samples or not (path := task_record_path(self.directory, task)).exists():
+        for path in (self.directory / "manifest").glob("*.json"):
+            if path.name in self.samples:
                 continue
             try:
                 record = read_task_record(path)
             except DataError:
                 continue
             if (record.tasks, record.fingerprint) == (total, self.fingerprint):
-                self.samples[task] = sum(funnel.written for funnel in record.funnel.values())
+                self.samples[path.name] = sum(funnel.written for funnel in record.funnel.values())
 
 
 def _duration(seconds: float) -> str:

@@ -69,7 +69,7 @@ def card(manifest: Manifest, found: dict[str, Any], facts: Distributions) -> str
 
 
 def front_matter(manifest: Manifest, found: dict[str, Any], facts: Distributions) -> dict[str, Any]:
-    """The metadata block of the Hub: licence, languages, tasks, size, and where the splits lie."""
+    """The metadata block of the Hub: licence, languages, tasks, size."""
     licences = _licences(manifest, facts)
     known = [_LICENCES.get(name.lower()) for name in licences]
     page: dict[str, Any] = {"pretty_name": manifest.name}
@@ -84,16 +84,6 @@ def front_matter(manifest: Manifest, found: dict[str, Any], facts: Distributions
     page["size_categories"] = [size_category(found["total"]["seen"]["samples"])]
     if facts.generators:
         page["tags"] = ["synthetic"]
-    page["configs"] = [
-        {
-            "config_name": "default",
-            "data_files": [
-                {"split": split, "path": [s.path for s in shards]}
-                for split in SPLITS
-                if (shards := manifest.shards(format="arrow", split=split))
-            ],
-        }
-    ]
     return page
 
 

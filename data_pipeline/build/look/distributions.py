@@ -3,6 +3,7 @@
 No pixel is read. A dataset of up to `MOST` samples a source is counted whole.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from data_pipeline.build.look.draw import in_turn, rows, seen_places
+from data_pipeline.build.score.columns import column_names, read_column
+from data_pipeline.build.score.threshold import Yield, yield_curve
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.view import View
 
@@ -68,6 +72,27 @@ class Distributions:
     shape: tuple[Bar, ...]
     by_source: dict[str, Quantiles]  # characters of a sample
     scores: tuple[Quantiles, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of scores beside the shards: its quantiles and what thresholds on it would keep."""
+
+    quantiles: Quantiles
+    yields: tuple[Yield, ...]
+
+
+def columns(directory: Path) -> list[Column]:
+    """Every column that was scored and holds for the dataset as it is, without those that hold no score."""
+    found = []
+    for name in column_names(directory):
+        with contextlib.suppress(
+            DataError
+        ):  # of shards that were built anew since: whoever uses it hears of it
+            values = read_column(directory, name).column("value").to_numpy()
+            if len(values):
+                found.append(Column(_quantiles(name, values), tuple(yield_curve(directory, name))))
+    return found
 
 
 def distributions(directory: Path, manifest: Manifest, view: View, *, most: int = MOST) -> Distributions:
@@ -191,7 +216,7 @@ def _shape(edges: Sequence[float], i: int) -> str:
     return names[i] if i < len(names) else "above 3:1"
 
 
-def _quantiles(name: str, values: list[int] | list[float]) -> Quantiles:
+def _quantiles(name: str, values: Any) -> Quantiles:
     found = np.quantile(np.asarray(values, np.float64), QUANTILES)
     return Quantiles(name, len(values), tuple(float(v) for v in found))
 

@@ -142,15 +142,23 @@ def thumbnail(data: bytes, side: int = SIDE) -> Thumbnail:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap is our own
             small = decode_small(data, side, MAX_PIXELS)
+        small = _rgb(small)
         small.thumbnail((side, side))
-        if small.mode in ("RGBA", "LA", "PA", "P"):
-            over = Image.new("RGBA", small.size, "white")
-            small = Image.alpha_composite(over, small.convert("RGBA"))
         out = io.BytesIO()
-        small.convert("RGB").save(out, "JPEG", quality=70)
+        small.save(out, "JPEG", quality=70)
     except _UNREADABLE as e:
         return Thumbnail(note=f"not shown: {e}"[:MOST_DETAIL])
     return Thumbnail(jpeg=base64.b64encode(out.getvalue()).decode())
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """In RGB: what is transparent over white, 16 bits as their upper 8."""
+    if image.mode in ("RGBA", "LA", "PA", "P"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode.startswith("I"):
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    return image.convert("RGB")
 
 
 def beginning(sample: Sample, most: int = MOST_CHARS) -> str:

@@ -203,6 +203,9 @@ def _block(title: str, ledger: dict[str, Any]) -> list[str]:
     for number, row in enumerate(rows):
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         lines += ["  ".join(cells).rstrip(), *notes.get(number, [])]
+    if any(NOT_SPLIT in step["images"]["dropped"] for step in ledger["steps"]):
+        whole = sorted(ledger["dropped"]["images"].items(), key=lambda r: (-r[1], r[0]))
+        lines += [f"    {n:,} images in all: {_printable(reason)}" for reason, n in whole]
     return lines
 
 

@@ -15,7 +15,11 @@ MMC4 = "Multimodal C4 (Zhu et al. 2023, NeurIPS Datasets and Benchmarks, arXiv:2
 
 @dataclass(frozen=True)
 class Yield:
-    """`share` of `unit` that a step kept. A step of ours with one of `words` in its name is its match."""
+    """`share` of `unit` that a step kept.
+
+    Its match among ours is a step with one of `words` in its name (`*`: all steps together), or what any
+    step drops for a reason with one of `reasons` in it.
+    """
 
     step: str
     unit: str  # samples (a document there) | images
@@ -23,16 +27,17 @@ class Yield:
     detail: str
     source: str
     words: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 YIELDS = (
     Yield("English, by language identification", "samples", 1 - 0.636, "63.6 % of documents are not English",
-          OBELICS, ("lang",)),
+          OBELICS, ("language",)),
     Yield("images that could be downloaded", "images", 0.55, "of 3.6 billion links", OBELICS, ("fetch",)),
     Yield("deduplication by URL", "samples", 1 - 115_871_408 / 361_209_568,
-          "361,209,568 documents, less 115,871,408", OBELICS_CODE, ("url",)),
+          "361,209,568 documents, less 115,871,408", OBELICS_CODE, reasons=("same address", "same url")),
     Yield("deduplication by set of images", "samples", 1 - 17_708_135 / 158_875_682,
-          "158,875,682 documents, less 17,708,135", OBELICS_CODE, ("dedup", "duplicate")),
+          "158,875,682 documents, less 17,708,135", OBELICS_CODE, reasons=("same images",)),
     Yield("all steps after the crawl", "samples", 101.2 / 115, "115 million documents to 101.2 million", MMC4,
           ("*",)),
     Yield("all steps after the crawl", "images", 571 / 1370, "1.37 billion images to 571 million", MMC4,
@@ -55,5 +60,13 @@ def _ours(of: Yield, ledger: dict[str, Any]) -> list[tuple[str, float]]:
     if "*" in of.words:
         read, seen = ledger["read"][of.unit], ledger["seen"][of.unit]
         return [("all steps", seen / read)] if read else []
-    steps = (s for s in ledger["steps"] if any(w in s["step"].lower() for w in of.words))
-    return [(s["step"], share) for s in steps if (share := kept(s, of.unit)) is not None]
+    found = []
+    for step in ledger["steps"]:
+        if any(w in step["step"].lower() for w in of.words) and (share := kept(step, of.unit)) is not None:
+            found.append((step["step"], share))
+        for reason, n in step[of.unit]["dropped"].items():
+            if any(w in reason.lower() for w in of.reasons):
+                found.append(
+                    (f"{step['step']}: {reason}", 1 - n / (step[of.unit]["in"] + step[of.unit]["added"]))
+                )
+    return found

@@ -13,7 +13,7 @@ import jinja2
 
 from data_pipeline.build.look import published, wording
 from data_pipeline.build.look.card import card
-from data_pipeline.build.look.distributions import QUANTILES, Distributions, distributions
+from data_pipeline.build.look.distributions import QUANTILES, Distributions, columns, distributions
 from data_pipeline.build.look.draw import in_turn, places_of, rows, seen_places
 from data_pipeline.build.look.examples import Example, Thumbnail, beginning, read_examples, thumbnail
 from data_pipeline.build.look.funnel import UNITS, balanced, funnel, kept
@@ -89,6 +89,7 @@ def render(
         funnel=found,
         faults=balanced(found),
         facts=facts,
+        columns=columns(directory),
         quantiles=[f"{q:.0%}" for q in QUANTILES],
         chars=chars,
         tokens=chars / wording.CHARS_PER_TOKEN,

@@ -1,7 +1,9 @@
 """What a dataset holds and what was left out, from its manifest alone: no pixel is read."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from data_pipeline.build.score.threshold import Yield
 from data_pipeline.manifest import SPLITS, Manifest
 
 
@@ -81,6 +83,20 @@ def table(found: dict[str, Any]) -> list[str]:
         shown = ", ".join(unread[:5]) + (" ..." if len(unread) > 5 else "")
         lines.append(f"  {len(unread)} file(s) that nothing reads: {shown}")
     return lines
+
+
+def curve(name: str, yields: Sequence[Yield]) -> list[str]:
+    """Yield against threshold as lines of text; `yields` are those of `score.threshold.yield_curve`."""
+    if not yields:
+        return [f"{name}: no sample that is shown has this score"]
+    rows = [(f"{name} >=", "samples", "kept", "images", "characters")]
+    for y in yields:
+        share = y.samples / yields[0].samples if yields[0].samples else 0.0
+        rows.append(
+            (f"{y.threshold:.4g}", f"{y.samples:,}", f"{share:.1%}", f"{y.images:,}", f"{y.text_chars:,}")
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
 
 
 def _row(name: str, s: dict[str, Any], dropped: int, excluded: int) -> tuple[str, ...]:
