@@ -20,16 +20,16 @@ _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)|[23][0-9a-fA-F]{3}:[0-9a-fA-F:]{3,34}(?![\w:]))"
 )
 _NUMBERED = re.compile(r"(?:\bv|\bver|version|release|section|chapter|§)[ .:]*$", re.IGNORECASE)
+# One separator at most before a digit: no text can be divided in two ways, so matching stays linear.
 _PHONE = re.compile(
     r"(?<![\w+.,/-])(?:"
-    r"\+[1-9]\d{0,2}(?:[ .\-]?\(\d{1,4}\))?(?:[ .\-]?\d{2,12}){1,6}"
+    r"\+[1-9](?:[ .\-]?\(?\d\)?){7,16}"
     r"|(?:1[ .\-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.\-])[2-9]\d\d[.\-]\d{4}"
-    r")(?![\w,/-]|\.\d)"
+    r")(?!\w|[.,/\-]\d)"
 )
 _CALLED = re.compile(
     r"(?i)\b(?:tel|telephone|phone|fax|mobile|call|telefon|tél|téléphone|teléfono)\b"
-    r"\.?:? ?(?:us |at |on |no\.? )?"
-    r"(\(?0?\d{1,5}\)?(?:[ .\-/]?\d{2,8}){1,5})(?![\w-]|[.,]\d)"
+    r"\.?:? ?(?:(?:us|at|on|no\.?) ){0,2}(\(?\d\)?(?:[ .\-/]?\(?\d\)?){6,16})(?!\w|[.,/\-]\d)"
 )
 _DIGITS = re.compile(r"\d")
 
@@ -45,7 +45,7 @@ def replace_personal_data(text: str, kinds: Sequence[PersonalData]) -> tuple[str
         text = _sub(_IP, text, "ip", counts, _is_public_ip)
     if "phone" in kinds:
         text = _sub(_PHONE, text, "phone", counts, _is_phone)
-        text = _sub(_CALLED, text, "phone", counts, lambda m: 7 <= len(_DIGITS.findall(m[1])) <= 15, group=1)
+        text = _sub(_CALLED, text, "phone", counts, lambda m: len(_DIGITS.findall(m[1])) <= 15, group=1)
     return text, counts
 
 
@@ -80,9 +80,11 @@ def _is_public_ip(match: re.Match[str]) -> bool:
 
 
 def _is_phone(match: re.Match[str]) -> bool:
-    """8 to 15 digits (E.164); dots only as the sole separator of three groups or more: not `+41.403 2.1`."""
-    groups = re.split(r"[ .\-]", match[0])
+    """8 to 15 digits (E.164), grouped as people write them; dots only as the sole separator: not `+41.4 2`."""
+    groups = [g for g in re.split(r"[ .\-()]+", match[0]) if g]
     dots = match[0].count(".")
-    return 8 <= len(_DIGITS.findall(match[0])) <= 15 and (
-        dots == 0 or (dots == len(groups) - 1 and len(groups) >= 3)
+    return (
+        8 <= sum(c.isdigit() for c in match[0]) <= 15
+        and all(len(g) > 1 for g in groups[2:-1])
+        and (dots == 0 or (dots == len(groups) - 1 and dots > 1))
     )
