@@ -1,4 +1,4 @@
-"""Documents a second of every text filter, on pieces of real books: what a step costs beside one pass of words.
+"""Documents a second of every text filter, on pieces of real books.
 
     python tests/benchmarks/bench_filters.py FOLDER_OF_HTML [--out FILE.json]
 

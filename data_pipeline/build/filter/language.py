@@ -13,7 +13,8 @@ PREFIX = 600  # characters that are looked at: more cost time and hardly change 
 
 def language(text: str) -> tuple[str, float]:
     """ISO 639-1 code and probability (0 to 1) of a text's language, judged by its beginning."""
-    return _identifier().classify(text[:PREFIX])
+    code, probability = _identifier().classify(text[:PREFIX])
+    return str(code), float(probability)
 
 
 @cache

@@ -80,7 +80,7 @@ def _is_public_ip(match: re.Match[str]) -> bool:
 
 
 def _is_phone(match: re.Match[str]) -> bool:
-    """8 to 15 digits (E.164), grouped as people write them; dots only as the sole separator: not `+41.4 2`."""
+    """8 to 15 digits (E.164), grouped as people write them; dots as the sole separator only: not `+1.4 2`."""
     groups = [g for g in re.split(r"[ .\-()]+", match[0]) if g]
     dots = match[0].count(".")
     return (

@@ -6,9 +6,12 @@ leaves out, because it needs a model or the whole corpus, is in `UNCOVERED`.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from data_pipeline.build.filter.config import FilterConfig, TextLimits
 from data_pipeline.build.images.limits import ImageLimits, tightened
+
+Limits = TypeVar("Limits", TextLimits, ImageLimits)
 
 # MMC4 (arXiv 2304.06939), section 2: addresses and sizes of images, English by langdetect at 0.99.
 _MMC4 = FilterConfig(
@@ -97,7 +100,7 @@ def resolved(config: FilterConfig) -> FilterConfig:
     if config.preset == "none":
         return config
     base = PRESETS[config.preset]
-    update = {}
+    update: dict[str, Any] = {}
     for key in config.model_fields_set:
         value = getattr(config, key)
         if isinstance(value, TextLimits | ImageLimits):
@@ -106,7 +109,7 @@ def resolved(config: FilterConfig) -> FilterConfig:
     return base.model_copy(update=update)
 
 
-def _over(base: TextLimits | ImageLimits, own: TextLimits | ImageLimits) -> TextLimits | ImageLimits:
+def _over(base: Limits, own: Limits) -> Limits:
     return base.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
 
 

@@ -139,11 +139,10 @@ def duplicates(pieces: Sequence[str], limits: Repetition) -> Refused | None:
     if not text:
         return None
     lines = [line for line in text.split("\n") if line.strip()]
-    for found, most, most_chars, what in (
+    for (count, chars), most, most_chars, what in (
         (measure.duplicates(pieces), limits.max_paragraphs, limits.max_paragraph_chars, "paragraphs"),
         (measure.duplicates(lines), limits.max_lines, limits.max_line_chars, "lines"),
     ):
-        count, chars = found
         refused = _at_most(count, most, f"repeated {what}")
         if refused := refused or _at_most(chars / len(text), most_chars, f"repeated {what}"):
             return refused

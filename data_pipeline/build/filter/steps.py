@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.build.filter.config import FilterConfig, PersonalData, Repetition, TextLimits
 from data_pipeline.build.filter.language import language
@@ -253,7 +254,7 @@ class ImageCount(Step):
 
 
 def _noted(
-    sample: Sample, step: str, config: object, actions: list[tuple[str, str]], **changes: object
+    sample: Sample, step: str, config: object, actions: list[tuple[str, str]], **changes: Any
 ) -> Sample:
     """The changed sample, with a line of lineage per action: what was done, how often, why."""
     digest = content_id(str(config))[:16]

@@ -86,7 +86,8 @@ def _jpeg(data: bytes) -> Header:
     else:
         raise IndexError
     if parts > MAX_PARTS:
-        return Header("JPEG", *(size or (1, 1)), parts=parts)
+        width, height = size or (1, 1)
+        return Header("JPEG", width, height, parts=parts)
     if size is None:
         raise BrokenHeader("pixels without a size before them")
     # A decoder stops after the one scan of a plain JPEG that holds all its components.

@@ -1,6 +1,6 @@
 """Which images are wanted. Everything here but the last two is known before a pixel is decoded."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,7 +36,7 @@ class ImageLimits(BaseModel):
 
 def tightened(base: ImageLimits, other: ImageLimits) -> ImageLimits:
     """Both limits at once: of each key that `other` sets, the stricter value."""
-    strict = {}
+    strict: dict[str, Any] = {}
     for key in other.model_fields_set:
         mine, theirs = getattr(base, key), getattr(other, key)
         if key == "formats":
