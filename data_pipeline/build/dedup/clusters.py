@@ -50,8 +50,8 @@ class Thumbnails:
         if image in self._seen:
             self._seen.move_to_end(image)
             return self._seen[image]
-        opened = _open(self._corpus.picture(image))
-        self._seen[image] = None if opened is None else thumbnail(opened)
+        picture = opened(self._corpus.picture(image))
+        self._seen[image] = None if picture is None else thumbnail(picture)
         if len(self._seen) > _THUMBNAILS:
             self._seen.popitem(last=False)
         return self._seen[image]
@@ -76,8 +76,8 @@ def leaders(corpus: Corpus, config: NearImages, work: Path) -> np.ndarray:
     )
     result[:] = -1
     search = _Search(corpus, config, work)
-    for pictures in _pictures(corpus):
-        result[pictures.image] = search.assign(pictures)
+    for batch in pictures(corpus):
+        result[batch.image] = search.assign(batch)
     return result
 
 
@@ -135,7 +135,7 @@ class _Search:
         return found >= self.config.similarity
 
 
-def _pictures(corpus: Corpus) -> Iterator[Pictures]:
+def pictures(corpus: Corpus) -> Iterator[Pictures]:
     """The shown images in batches, without those that have no hash and cannot be decoded."""
     found: list[tuple[int, int, str]] = []
     for batch in corpus.media():
@@ -156,12 +156,13 @@ def _columns(found: list[tuple[int, int, str]]) -> Pictures:
 
 
 def _phash(corpus: Corpus, image: int) -> int | None:
-    opened = _open(corpus.picture(image))
-    return None if opened is None else perceptual_hashes(opened).phash
+    picture = opened(corpus.picture(image))
+    return None if picture is None else perceptual_hashes(picture).phash
 
 
-def _open(data: bytes | None) -> Image.Image | None:
+def opened(data: bytes | None, side: int = 64) -> Image.Image | None:
+    """The picture, decoded no smaller than `side`; None where that fails."""
     try:
-        return decode_small(data) if data else None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError):
+        return decode_small(data, side) if data else None
+    except (OSError, ValueError):
         return None  # a picture that cannot be seen is a copy of nothing

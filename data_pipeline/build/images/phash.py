@@ -5,6 +5,8 @@ with the bit order of the ImageHash library. Both are computed from one small gr
 """
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +17,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 SIDE = 32  # pixels of the grey copy that the cosine transform sees
 _KEPT = 8  # frequencies kept in each direction
 _ORIENTATION = 0x0112
+# What Pillow's parsers raise on altered bytes, besides OSError and ValueError.
+_BROKEN = (
+    Image.DecompressionBombError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
 _UPRIGHT = {  # EXIF orientation -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -93,17 +106,20 @@ def decode_small(data: bytes, side: int = 64, max_pixels: int = 50_000_000) -> I
     A JPEG comes at 1/2, 1/4 or 1/8 of its size, which costs a fraction; a truncated one still raises OSError.
     Raises OSError or ValueError where the bytes are no sound image of the four formats, or too many pixels.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels, allowed are {max_pixels:,}")
-        image.draft(None, (side, side))
-        image.load()
-        return image
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ValueError(f"{image.width}x{image.height} pixels, allowed are {max_pixels:,}")
+            image.draft(None, (side, side))
+            image.load()
+            return image
+    except _BROKEN as e:
+        raise ValueError(f"broken image: {e}") from None
 
 
 def small_grey(image: Image.Image) -> Image.Image:
     """A grey copy, upright, over white, of 64 to 127 pixels on the shorter side (or fewer, as it comes)."""
-    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    turn = _turn(image)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -113,6 +129,13 @@ def small_grey(image: Image.Image) -> Image.Image:
         image = image.reduce(factor)
     image = image.convert("L")
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except (OSError, ValueError, *_BROKEN):
+        return None  # broken EXIF says nothing
 
 
 def _pixels(grey: Image.Image, width: int, height: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Perceptual hashes against ImageHash, and against what they promise: small changes, few bits."""
 
 import io
+import zlib
 from pathlib import Path
 
 import imagehash
@@ -126,3 +127,32 @@ def test_too_many_pixels_and_other_formats_are_refused() -> None:
     picture(1).save(out, "BMP")
     with pytest.raises(OSError):
         p.decode_small(out.getvalue())
+
+
+def test_altered_bytes_are_an_error_of_two_kinds_or_still_a_picture() -> None:
+    rng = np.random.default_rng(1)
+    for form in ("JPEG", "PNG", "WEBP", "GIF"):
+        out = io.BytesIO()
+        picture(1).save(out, form, exif=b"Exif\0\0II*\0broken") if form == "JPEG" else picture(1).save(
+            out, form
+        )
+        whole = out.getvalue()
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in rng.integers(4, len(data), 8):
+                data[place] = rng.integers(0, 256)
+            try:
+                image = p.decode_small(bytes(data))
+            except (OSError, ValueError):
+                continue
+            assert p.perceptual_hashes(image).phash >= 0
+
+
+def test_a_header_of_absurd_size_is_refused() -> None:
+    out = io.BytesIO()
+    Image.new("1", (20, 20)).save(out, "PNG")
+    data = bytearray(out.getvalue())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(ValueError, match="pixels"):
+        p.decode_small(bytes(data))
