@@ -119,9 +119,9 @@ class _Walk:
         push, pop, enter, words = path.append, path.pop, self._enter, self.words
         node = root.first_child
         while node is not None:
-            tag = node.tag
+            tag = node.tag or ""
             if tag == "-text":
-                words.append(node.text_content)
+                words.append(node.text_content or "")
             elif (kind := KIND.get(tag, INLINE)) != DROP and (kind == PLAIN or enter(node, tag, kind)):
                 child = node.first_child
                 if child is not None:
@@ -379,7 +379,7 @@ def _base(url: str, href: str | None, base: str) -> str:
     """The first `<base href>` counts. In a local tree one that names a host says nothing of the files."""
     if not href or base != url:
         return base
-    return absolute(href.strip(), url) if url or "//" not in href else url
+    return absolute(href.strip(), url) if url else href.strip() if "/" in href and ":" not in href else url
 
 
 def _is_readable(attributes: dict[str, str | None]) -> bool:

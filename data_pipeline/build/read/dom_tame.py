@@ -25,8 +25,10 @@ _TAG = re.compile(
 _FORMATS = frozenset("a b big code em font i nobr s small strike strong tt u".split())  # noqa: SIM905
 # These have no content, or a like one closes them: they do not nest by themselves.
 _FLAT = frozenset(
-    "area base br col embed hr img input link meta param source track wbr"
-    " p li dd dt tr td th tbody thead tfoot option optgroup rp rt".split()  # noqa: SIM905
+    """
+    area base br col embed hr img input link meta param source track wbr
+    p li dd dt tr td th tbody thead tfoot option optgroup rp rt
+    """.split()  # noqa: SIM905
 )
 
 

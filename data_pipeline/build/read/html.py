@@ -1,97 +1,30 @@
 """Web pages: text blocks and images in reading order, from files. Nothing is fetched from the network."""
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
-
-from data_pipeline.build.cut import Block, cut_document
+from data_pipeline.build.cut import cut_document
 from data_pipeline.build.read.documents import document_item
+from data_pipeline.build.read.dom import Image, blocks, read_page
+from data_pipeline.build.read.dom_decode import decode
+from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri
 from data_pipeline.build.read.reading import (
     IMAGE_SUFFIXES,
     Fault,
     Folder,
     Item,
+    Picture,
     begins_with,
     files_below,
     html_reference,
     read_document,
 )
 from data_pipeline.build.recipe import HtmlSource
+from data_pipeline.sample import Media, content_id
 
 SUFFIXES = (".html", ".htm", ".xhtml")
-_SKIPPED = frozenset(
-    [
-        "script",
-        "style",
-        "noscript",
-        "template",
-        "title",
-        "head",
-        "nav",
-        "footer",
-        "form",
-        "button",
-        "select",
-        "option",
-        "textarea",
-        "svg",
-        "math",
-        "iframe",
-        "object",
-        "audio",
-        "video",
-        "canvas",
-        "map",
-    ]
-)
-_HEADINGS = frozenset(("h1", "h2", "h3"))
-_BLOCKS = _HEADINGS | frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "caption",
-        "center",
-        "dd",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "html",
-        "li",
-        "main",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "summary",
-        "table",
-        "tbody",
-        "tfoot",
-        "thead",
-        "tr",
-        "ul",
-    ]
-)
-_SPACED = frozenset(("br", "td", "th"))
-# Pages carry these as ornaments; that they are not read is noted, and no reason to stop.
-_NO_PICTURES = (".svg", ".svgz", ".ico", ".bmp", ".tif", ".tiff", ".avif", ".heic")
-_META_CHARSET = re.compile(rb"""<meta[^>]+charset=["']?([A-Za-z0-9_.:-]+)""", re.IGNORECASE)
-_XML_CHARSET = re.compile(rb"""<\?xml[^>]+encoding=["']([A-Za-z0-9_.:-]+)""")
 
 
 @dataclass(frozen=True)
@@ -114,21 +47,23 @@ class HtmlReader:
         if isinstance(page, Fault):
             yield Item.failed(page)
             return
-        if b"\0" in page[:4096] or b"<" not in page[:65536]:
+        binary = b"\0" in page[:4096] and not page.startswith((b"\xff\xfe", b"\xfe\xff"))
+        if binary or b"<" not in page[:65536]:
             detail = f"not an HTML page: begins with {begins_with(page)}"
             fault = Fault(reason="unreadable file", detail=detail, bad=True, file=file, where="file")
             yield Item.failed(fault)
             return
+        read = read_page(decode(page))
         runs = cut_document(
-            self._blocks(LexborHTMLParser(_decode(page)), unit, file),
+            blocks(read, lambda image: self._picture(image, unit, file)),
             max_chars=self.source.max_chars,
             max_images=self.source.max_images,
             heldout=self.heldout,
         )
         n = -1
-        for n, blocks in enumerate(runs):
+        for n, run in enumerate(runs):
             yield document_item(
-                blocks,
+                run,
                 source=self.source.name,
                 file=file,
                 where=f"part {n}",
@@ -142,69 +77,30 @@ class HtmlReader:
             )
             yield Item.failed(fault)
 
-    def _blocks(self, tree: LexborHTMLParser, page: Path, file: str) -> Iterator[Block]:
-        text: list[str] = []
-        heading = False
-
-        def flush() -> Iterator[Block]:
-            words = " ".join("".join(text).split())
-            text.clear()
-            if words:
-                yield Block(text=words, heading=heading)
-
-        for node, entering in _walk(tree.body or tree.root):
-            tag = node.tag
-            if tag == "-text":
-                text.append(node.text_content or "")
-            elif tag == "img" and entering:
-                yield from flush()
-                yield self._image(node, page, file)
-            elif tag in _BLOCKS:
-                yield from flush()
-                heading = entering and tag in _HEADINGS
-            elif tag in _SPACED:
-                text.append(" ")
-        yield from flush()
-
-    def _image(self, node: LexborNode, page: Path, file: str) -> Block:
-        reference = html_reference(node.attributes.get("src") or "")
-        alt = " ".join((node.attributes.get("alt") or "").split())
-        where = f"<img src={reference[:80]!r}>"
-        if reference.lower().endswith(_NO_PICTURES):
-            detail = f"{reference[:80]!r} is no JPEG, PNG, WebP or GIF"
-            fault = Fault(reason="unsupported image format", detail=detail, bad=False, file=file, where=where)
-            return Block(cut=fault)
-        found = self.folder.picture(reference, (page.parent,), file, where, alt)
+    def _picture(self, image: Image, page: Path, file: str) -> Picture | Fault:
+        """The first of the image's references that lies beside the page, or is written out in it."""
+        faults = []
+        for url in image.urls:
+            where = f"<img src={url[:80]!r}>"
+            found = self._embedded(url, image, file, where) if url.startswith("data:") else None
+            reference = html_reference(url)
+            if found is None and reference.lower().endswith(UNREAD_SUFFIXES):
+                detail = f"{reference[:80]!r} is no JPEG, PNG, WebP or GIF"
+                found = _fault("unsupported image format", detail, file, where)
+            elif found is None:
+                found = self.folder.picture(reference, (page.parent,), file, where, image.alt)
+            if not isinstance(found, Fault):
+                return found
+            faults.append(found)
         # Pages point to what was not saved with them as a matter of course: noted, not an alarm.
-        return (
-            Block(cut=dataclasses.replace(found, bad=False))
-            if isinstance(found, Fault)
-            else Block(picture=found)
-        )
+        return dataclasses.replace(faults[0], bad=False)
+
+    def _embedded(self, uri: str, image: Image, file: str, where: str) -> Picture | Fault:
+        data = from_data_uri(uri, self.folder.max_bytes)
+        if isinstance(data, str):
+            return _fault("embedded image", data, file, where)
+        return Picture(Media(media_id=content_id(data), nbytes=len(data), alt=image.alt), data)
 
 
-def _walk(root: LexborNode | None) -> Iterator[tuple[LexborNode, bool]]:
-    """Every node in document order: (node, True) on the way in, (element, False) on the way out.
-
-    A stack, not recursion: pages nest thousands deep, by accident or by malice.
-    """
-    stack: list[tuple[LexborNode, bool]] = [] if root is None else [(root, True)]
-    while stack:
-        node, entering = stack.pop()
-        if node.tag in _SKIPPED:
-            continue
-        yield node, entering
-        if entering and node.is_element_node:
-            stack.append((node, False))
-            stack.extend((child, True) for child in reversed(list(node.iter(include_text=True))))
-
-
-def _decode(page: bytes) -> str:
-    """As the page declares it; UTF-8 where it declares nothing and is UTF-8; else Windows-1252."""
-    declared = _XML_CHARSET.search(page[:1024]) or _META_CHARSET.search(page[:4096])
-    for name in ("utf-8-sig", declared.group(1).decode() if declared else "cp1252"):
-        try:
-            return page.decode(name)
-        except (UnicodeDecodeError, LookupError):
-            continue
-    return page.decode("cp1252", errors="replace")
+def _fault(reason: str, detail: str, file: str, where: str) -> Fault:
+    return Fault(reason=reason, detail=detail, bad=False, file=file, where=where)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from data_pipeline.build.cut import HEADING
 from data_pipeline.build.read.documents import lineage_of, too_little_text
@@ -19,6 +19,7 @@ from data_pipeline.build.read.dom import Image, Page, Text, directives, read_pag
 from data_pipeline.build.read.dom_decode import decode
 from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri, sniff
 from data_pipeline.build.read.files import NOT_FETCHED, Stamp, Tree
+from data_pipeline.build.read.source import DocumentSource
 from data_pipeline.build.read.reading import Fault, Item, Picture, as_json, begins_with
 from data_pipeline.build.read.warc_http import WarcRecord, parse
 from data_pipeline.build.read.warc_index import Crawl, Place, build_index, kinds_of
@@ -32,21 +33,13 @@ _KEEP_OUT = frozenset(("noindex", "none", "noai", "noml"))
 _KEEP_IMAGES_OUT = frozenset(("noimageai", "noimageindex"))
 
 
-class WarcSource(BaseModel):
+class WarcSource(DocumentSource):
     """A crawl: every page is one document; images that no record holds are cut, or kept to be fetched."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["warc"] = "warc"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="the key in training mixtures")
-    license: str | None = Field(None, description="of everything in the source, unless a record says its own")
-    path: str = Field(min_length=1, description="file or folder; relative paths count from the recipe")
-    max_chars: int = Field(2000, ge=1, description="a document is cut into samples of at most this text")
-    max_images: int = Field(4, ge=1, description="... and at most so many images")
-    min_chars: int = Field(20, ge=0, description="a sample without an image and with less text is dropped")
     honour_robots: bool = Field(
         True,
-        description="drop what noindex, noai, noimageai (meta or X-Robots-Tag) or TDM-Reservation keep out",
+        description="drop what noindex, noai or noimageai (meta, X-Robots-Tag) or TDM-Reservation keep out",
     )
 
 
@@ -59,6 +52,7 @@ class WarcReader:
     tree: Tree
     work: Path
     keep_missing: bool = False
+    _index: list[Path] = field(default_factory=list, compare=False)  # once it is known
     records: Counter[str] = field(default_factory=Counter, compare=False)  # by kind, of what `read` has read
 
     def inputs(self) -> list[Stamp]:
@@ -70,7 +64,9 @@ class WarcReader:
 
     def prepare(self) -> Path:
         """Build the index of images. Call it once before tasks start: else each builds it for itself."""
-        return build_index(self.tree, self.inputs(), self.work, self._max_bytes)
+        if not self._index:
+            self._index.append(build_index(self.tree, self.inputs(), self.work, self._max_bytes))
+        return self._index[0]
 
     def records_by_kind(self) -> Counter[str]:
         """Of the whole source, also of files that other tasks read."""
@@ -84,10 +80,7 @@ class WarcReader:
             finally:
                 crawl.close()
         except OSError as e:
-            detail = f"cannot be read: {e.strerror or e}"
-            yield Item.failed(
-                Fault(reason="unreadable file", detail=detail, bad=True, file=unit, where="file")
-            )
+            yield _unreadable(unit, f"cannot be read: {e.strerror or e}")
 
     def web_records(self, unit: str) -> Iterator[tuple[RawRecord | Broken, WarcRecord]]:
         """Every record of a file, parsed; of PDF records `payload` is the file. Counted in `records`."""
@@ -121,10 +114,7 @@ class WarcReader:
             elif record.kind == "malformed":
                 yield failed("malformed record", (record.problem or ("", ""))[1], bad=False)
         if not seen:
-            detail = "holds no WARC or ARC record: it is empty"
-            yield Item.failed(
-                Fault(reason="unreadable file", detail=detail, bad=True, file=unit, where="file")
-            )
+            yield _unreadable(unit, "holds no WARC or ARC record: it is empty")
 
     def _page(self, record: WarcRecord, unit: str, where: str, crawl: Crawl) -> Item:
         text = decode(record.payload or b"", record.headers.get("content-type", ""))
@@ -161,8 +151,8 @@ class WarcReader:
             lang=language[:35].lower() or None,
             general_metadata=as_json(metadata) if metadata else None,
         )
-        fault = too_little_text(sample, self.source.min_chars, unit, where)
-        return Item(file=unit, where=where, sample=sample, fault=fault, cuts=cuts)
+        few = too_little_text(sample, self.source.min_chars, unit, where)
+        return Item(file=unit, where=where, sample=sample, fault=few, cuts=cuts)
 
 
 @dataclass(frozen=True)
@@ -215,6 +205,10 @@ class _Finder:
     def _fault(self, reason: str, detail: str) -> Fault:
         # What pages point to lacks and breaks as a matter of course: noted, not an alarm.
         return Fault(reason=reason, detail=detail, bad=False, file=self.file, where=self.where)
+
+
+def _unreadable(file: str, detail: str) -> Item:
+    return Item.failed(Fault(reason="unreadable file", detail=detail, bad=True, file=file, where="file"))
 
 
 def _kept_out(headers: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""A raw record as what the crawl fetched: kind, address, date, headers, and its payload unpacked under a cap."""
+"""A raw record as what the crawl fetched: kind, address, date, headers, payload unpacked under a cap."""
 
 import io
 import zlib
@@ -72,7 +72,7 @@ def parse(raw: RawRecord, max_bytes: int) -> WarcRecord:
 
 
 _KNOWN = frozenset(
-    "warcinfo request metadata revisit conversion continuation arc_header response resource".split()
+    "warcinfo request metadata revisit conversion continuation arc_header response resource".split()  # noqa: SIM905
 )
 
 

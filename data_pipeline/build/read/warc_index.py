@@ -32,6 +32,7 @@ CREATE TABLE found (
   PRIMARY KEY (key, scheme, file, offset)
 ) WITHOUT ROWID;
 """
+Row = tuple[str, str, int, int, int, str | None, bytes | None]
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
@@ -164,11 +165,11 @@ def _taken_over(db: sqlite3.Connection, number: int, stamp: Stamp) -> bool:
 def _index_file(db: sqlite3.Connection, number: int, stamp: Stamp, tree: Tree, max_bytes: int) -> None:
     kinds: Counter[str] = Counter()
     with tree.open(stamp.name) as f:
-        rows: list[tuple] = []
+        rows: list[Row] = []
         for raw, record in _read(raw_records(f, max_bytes), max_bytes):
             kinds[record.kind] += 1
             key = url_key(record.url)
-            if record.kind not in ("image", "redirect") or key is None:
+            if isinstance(raw, Broken) or record.kind not in ("image", "redirect") or key is None:
                 continue
             body = None if raw.seekable else record.payload
             rows.append((key[1], key[0], number, raw.offset, raw.length, record.location, body))
@@ -188,7 +189,7 @@ def _read(
         yield raw, WarcRecord("broken") if isinstance(raw, Broken) else parse(raw, max_bytes)
 
 
-def _insert(db: sqlite3.Connection, rows: list[tuple]) -> None:
+def _insert(db: sqlite3.Connection, rows: list[Row]) -> None:
     # In a file of one gzip member all records share one offset: the first of a URL counts.
     db.executemany("INSERT OR IGNORE INTO found VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
     rows.clear()
