@@ -6,6 +6,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TOKEN = "fovea"  # the product token that robots.txt and X-Robots-Tag may address
 
+# How fast, how patiently and to where: two builds that differ in these alone want the same images.
+NOT_COMPARED = frozenset(
+    {
+        "cache",
+        "connections",
+        "per_host_connections",
+        "per_host_rate",
+        "crawl_delay_s",
+        "timeout_s",
+        "idle_s",
+        "retries",
+        "backoff_s",
+        "retry_after_s",
+        "remember_failures_s",
+        "seed",
+    }
+)
+
 
 class FetchConfig(BaseModel):
     """Images named by address. `timeout_s` counts from the moment that the host's rate lets a request go."""

@@ -60,7 +60,7 @@ class FetchImages(Step):
             first, self._pending, _ = waiting.popleft()
             yield first
 
-    def _begin(self, mark: dict) -> Pending:
+    def _begin(self, mark: dict[str, Any]) -> Pending:
         if mark.get("sample") is None or mark["fault"] is not None:
             return {}
         sample: Sample = mark["sample"]

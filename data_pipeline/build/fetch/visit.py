@@ -204,7 +204,7 @@ class Visitor:
 
     def _backoff(self, text: str, attempts: int) -> float:
         jitter = random.Random(f"{self.config.seed} {attempts} {text}").uniform(0.5, 1.0)
-        return self.config.backoff_s * 2**attempts * jitter
+        return self.config.backoff_s * 2.0**attempts * jitter
 
 
 def _now() -> float:

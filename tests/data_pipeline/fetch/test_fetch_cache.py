@@ -23,14 +23,25 @@ port, root, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 config = FetchConfig(allow_ports=(port,), per_host_rate=float(sys.argv[4]), per_host_connections=8)
 with Fetcher(config, root, allow=[ipaddress.ip_network("127.0.0.1/32")]) as f:
     urls = [f"http://127.0.0.1:{port}/slow/{n}?0.02" for n in range(count)]
+    print("ready", flush=True)
+    sys.stdin.readline()
     for found in f.fetch(urls):
         print(found.media_id, found.reason, flush=True)
 """
 
 
-def child(site, root, count, rate=1e6):
+def children(number, site, root, count, rate=1e6):
+    """Processes that fetch the same URLs, and begin together."""
     command = [sys.executable, "-c", CHILD, str(site.port), str(root), str(count), str(rate)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    runs = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(number)
+    ]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * number
+    for run in runs:
+        run.stdin.write("\n")
+        run.stdin.flush()
+    return runs
 
 
 def objects(tmp_path, cache="cache"):
@@ -129,7 +140,7 @@ def test_another_policy_is_another_question(site, fetcher):
 
 
 def test_two_processes_fetch_each_url_once(site, tmp_path):
-    runs = [child(site, tmp_path, 40) for _ in range(2)]
+    runs = children(2, site, tmp_path, 40)
     lines = [run.communicate(timeout=20)[0].split("\n") for run in runs]
     assert lines[0] == lines[1] == [f"{content_id(site.picture)} None"] * 40 + [""]
     paths = [h.path for h in site.asked()]
@@ -137,16 +148,18 @@ def test_two_processes_fetch_each_url_once(site, tmp_path):
 
 
 def test_after_a_kill_only_what_is_missing_is_fetched(site, tmp_path):
-    run = child(site, tmp_path, 40, rate=40)
+    (run,) = children(1, site, tmp_path, 40, rate=40)
     while len(site.asked()) < 15:
         time.sleep(0.01)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     run.stdout.close()
+    run.stdin.close()
     time.sleep(0.1)  # the server ends what it was sending
     records = len(list((tmp_path / "fetched" / "records").rglob("*.json")))
     before = len(site.asked())
-    out, _ = child(site, tmp_path, 40).communicate(timeout=20)
+    (run,) = children(1, site, tmp_path, 40)
+    out, _ = run.communicate(timeout=20)
     assert out.split() == [content_id(site.picture), "None"] * 40
     assert 5 < records < 40
     assert len(site.asked()) - before == 40 - records
@@ -154,7 +167,7 @@ def test_after_a_kill_only_what_is_missing_is_fetched(site, tmp_path):
 
 def test_a_claim_goes_with_its_process(tmp_path):
     cache = Cache(tmp_path)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     ready = context.Event()
     holder = context.Process(target=_hold, args=(tmp_path, ready))
     holder.start()
