@@ -1,5 +1,6 @@
 """Politeness, measured in the server's own log."""
 
+import fcntl
 import itertools
 import multiprocessing
 import time
@@ -102,3 +103,13 @@ def test_a_damaged_time_or_a_clock_set_back_stops_nobody(tmp_path):
         file.write_bytes(text)
         assert pace.take("a.test", 0.5) == 0, text
         assert 0 < pace.take("a.test", 0.5) <= 0.5
+
+
+def test_two_processes_cannot_take_one_turn(tmp_path):
+    pace = Pace(tmp_path)
+    pace.take("a.test", 0)
+    (file,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    with file.open() as other:  # a lock of another open file, as another process has it
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert 0 < pace.take("a.test", 0) < 0.1
+    assert pace.take("a.test", 0) == 0
