@@ -14,7 +14,7 @@ import pytest
 EACH, ROWS = 64 * 2**10, 1600  # 100 MiB
 ALLOWED = 48 * 2**20
 
-# How far the high-water mark of memory rises above where it stood before the first row. Pages of a mapped file
+# How far the high-water mark of memory rises above its height before the first row. Pages of a mapped file
 # are the system's to take back, so they are left out: there the process's own memory is asked at every row.
 _READ = """
 import sys
@@ -72,7 +72,9 @@ def write_coco(path):
 
 def write_parquet(path):
     schema = pa.schema([("image", pa.binary())])
-    with pq.ParquetWriter(path, schema, write_batch_size=16, use_dictionary=False) as writer:
+    with pq.ParquetWriter(
+        path, schema, compression="NONE", write_batch_size=16, use_dictionary=False
+    ) as writer:
         # One row group of everything: as careless writers make them.
         writer.write_table(pa.table({"image": [bytes(EACH)] * ROWS}), row_group_size=ROWS)
 

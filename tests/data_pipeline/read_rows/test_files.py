@@ -72,6 +72,14 @@ def test_links_are_resolved_before_they_are_judged(folder):
     assert tree.files((".jpg",)) == ["real.jpg"]
     with pytest.raises(PermissionError):
         tree.open("out.jpg")
+    with pytest.raises(FileNotFoundError):
+        tree.open("pipe.jpg")
+
+
+def test_an_absolute_path_is_refused_even_where_it_points_inside(place):
+    tree = place(FILES)
+    found = tree.picture(f"{tree.root}/a/x.jpg", ("",), "f", "w")
+    assert found.reason == "path leaves the source"
 
 
 def test_an_address_is_a_reference_only_where_the_source_fetches(place):

@@ -5,6 +5,7 @@ import datetime
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +26,10 @@ A, B = content_id(b"AAA"), content_id(b"BBB")
 def read(place, rows):
     """A function: rows of JSON in, the samples and the reasons of the faults out."""
 
-    def _read(kind, *records, **options):
+    def _read(kind, *records, keep_remote=False, **options):
         lines = "\n".join(json.dumps(r) for r in records).encode()
-        items = rows.items(place({"x.jsonl": lines, **PICTURES}), kind, files="*.jsonl", **options)
+        tree = replace(place({"x.jsonl": lines, **PICTURES}), keep_remote=keep_remote)
+        items = rows.items(tree, kind, files="*.jsonl", **options)
         assert len(items) == len(records)
         return [i.sample if i.fault is None else i.fault.reason for i in items]
 
@@ -202,7 +204,7 @@ def test_obelics_keeps_order_and_its_json_texts_unchanged(read):
 
 def test_addresses_are_kept_for_the_step_that_fetches_or_refused(read):
     row = {"images": ["https://h/1.jpg", None], "texts": [None, "words"], "metadata": None}
-    (kept,) = read("interleaved", row, fetch=True)
+    (kept,) = read("interleaved", row, keep_remote=True)
     assert [(m.url, m.error) for m in kept.media] == [("https://h/1.jpg", NOT_FETCHED)]
     assert shape(kept) == [None, "words"]
     (cut,) = read("interleaved", row)

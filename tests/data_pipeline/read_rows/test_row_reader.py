@@ -14,6 +14,8 @@ import pytest
 import webdataset as wds
 
 from data_pipeline.build.read.files import Tree
+from data_pipeline.build.recipe import BuildRecipe
+from data_pipeline.build.run import build
 from data_pipeline.errors import ConfigError, DataError
 
 REAL = Path(__file__).parents[3] / "../shared/realdata"
@@ -163,3 +165,16 @@ def test_a_document_is_one_sample_however_long(rows, folder):
     (item,) = rows.items(Tree.at(folder), "interleaved")
     assert len(item.sample.segments) == 201
     assert item.where == "line 1"
+
+
+@here
+@pytest.mark.parametrize("write", [write_tar, write_saved])
+def test_a_build_reads_them_to_the_end_and_its_books_balance(folder, tmp_path, pictures, write):
+    write(folder, pictures)
+    source = {"name": "s", "kind": "captions", "path": "."}
+    recipe = BuildRecipe(name="t", tasks=3, heldout=0.0, sources=[source])
+    manifest = build(recipe, tmp_path / "out", root=folder)
+    assert (manifest.funnel["s"].read, manifest.funnel["s"].written) == (10, 10)
+    shards = [tmp_path / "out" / s.path for s in manifest.shards(format="arrow")]
+    kept = [row for s in shards for row in pa.ipc.open_file(pa.memory_map(str(s))).read_all().to_pylist()]
+    assert {row["images"][0]["bytes"] for row in kept} == {data for _, data, _ in pictures}

@@ -14,7 +14,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipeline.build.read.layouts.fields import Found, Pictures, Unfit, licence, numbers, rest, text
+from data_pipeline.build.read.layouts.fields import (
+    Found,
+    Pictures,
+    Unfit,
+    licence,
+    listed,
+    numbers,
+    rest,
+    text,
+)
 from data_pipeline.build.read.rows.row import Row
 from data_pipeline.sample import Segment
 
@@ -48,13 +57,13 @@ def recognises(value: Mapping[str, Any]) -> bool:
 def read(row: Row, pictures: Pictures) -> Found:
     value = row.value
     assert isinstance(value, dict)
-    url = first(value, URL_KEYS)
+    url = text(first(value, URL_KEYS), "url") or None
     texts = _texts(value, url is not None)
     image = image_of(row)
     if image is None and url is None:
         raise Unfit("invalid record", f"no image: expected one of {', '.join(IMAGE_KEYS)}")
     alt = next((t for role, t in texts if role == "alt"), None)
-    picture = pictures.find(url if image is None else image, alt, url if isinstance(url, str) else None)
+    picture = pictures.find(url if image is None else image, alt, url)
     if not texts:
         raise Unfit("invalid record", "no text: expected one of caption, captions, alt, text")
     width, height = (_pixels(value, k) for k in ("original_width", "original_height"))
@@ -89,8 +98,9 @@ def first(value: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 def _texts(value: Mapping[str, Any], from_web: bool) -> list[tuple[str, str]]:
     """(role, text) of every caption, in the order of the keys."""
-    written = value.get("captions") or []
-    written = [*(value.get(k) for k in _TEXT_KEYS), *([written] if isinstance(written, str) else written)]
+    several = value.get("captions")
+    several = [several] if isinstance(several, str) else listed(several, "captions")
+    written = [*(value.get(k) for k in _TEXT_KEYS), *several]
     role = "alt" if from_web else "recaption"
     found = [(role, text(w, "caption").strip()) for w in written]
     found.append(("alt", text(value.get("alt"), "alt").strip()))
