@@ -71,8 +71,6 @@ def inspect(data: bytes, limits: ImageLimits, *, page: bool = False) -> Facts | 
 
     A rendered page (`page`) is whatever it is: only caps of size and memory hold for it.
     """
-    if not isinstance(limits, ImageLimits):  # until the recipe's own model is this one
-        limits = ImageLimits.model_validate(limits.model_dump())
     header = _header(data, limits)
     if isinstance(header, Refusal):
         return header
