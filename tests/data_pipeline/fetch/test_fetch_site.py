@@ -266,6 +266,16 @@ def test_a_robots_txt_that_never_comes_refuses_in_time(site, fetcher):
     assert time.monotonic() - begin < 1.5
 
 
+def test_a_robots_txt_that_could_not_be_asked_is_asked_again_later(site, fetcher):
+    site.robots = (500, b"")
+    patient = fetcher(remember_failures_s=0.3)
+    assert one(patient, site.url("/ok/1")).reason == "fetch: robots unavailable"
+    site.robots = (404, b"")
+    assert one(patient, site.url("/ok/2")).reason == "fetch: robots unavailable"
+    time.sleep(0.35)
+    assert one(patient, site.url("/ok/3")).data == site.picture
+
+
 def test_the_user_may_decide_for_pages_of_their_own(site, fetcher):
     site.robots = (200, b"User-agent: *\nDisallow: /")
     found = one(fetcher(honour_robots=False), site.url())

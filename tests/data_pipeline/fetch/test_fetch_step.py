@@ -128,10 +128,10 @@ def test_faults_markers_local_and_missing_images_pass_untouched(site, make, run)
     marker = Document(text=" ", id="end", metadata={"source": "web", "read": 3, "images_read": 3})
     local = document(1, ["pictures/a.png", "ftp://a.test/x"], own=[make.png()])
     before = [dict(d.metadata) for d in (faulty, marker, local)]
-    marks = run([faulty, marker, local])
+    marks = run([faulty, marker, local, document(2, [site.url("/slow?0.1")])])
     assert marks[:2] == before[:2]
     assert marks[2]["sample"] == before[2]["sample"]
-    assert not site.hits
+    assert [h.path for h in site.asked()] == ["/slow?0.1"]
 
 
 def test_documents_keep_their_order_while_slow_hosts_are_waited_for(site, run):
