@@ -201,7 +201,8 @@ class _Walk:
         return _is_content(node)
 
     def _enter_link(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.link = len(self.words)
+        if "href" in attributes:  # without one it is a place to go to, and its text is content
+            self.link = len(self.words)
         return True
 
     def _enter_break(self, node: LexborNode, attributes: Attributes) -> bool:

@@ -44,7 +44,8 @@ _BLANK = re.compile(
 # Pages carry these as ornaments; that they are not read is noted, and no reason to stop.
 UNREAD_SUFFIXES = (".svg", ".svgz", ".ico", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 _SPECIAL = _LAZY | _SRCSETS
-_CANDIDATE = re.compile(r"[\s,]*+([^\s,]\S*+)((?:\s[^,(]*+(?:\([^)]*+\))?+[^,]*+)?+)")
+# An address that ends in a comma has no size; commas inside parentheses part nothing.
+_CANDIDATE = re.compile(r"[\s,]*+([^\s,]\S*+)((?<!,)(?:\s[^,(]*+(?:\([^)]*+\))?+[^,]*+)?+|(?<=,))")
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,4})?)([wx])\b")
 _DATA = re.compile(r"data:([^,;]{0,80})((?:;[^,;]{0,80}){0,8}),", re.IGNORECASE)
 _ORIGIN = re.compile(r"https?://[^/?#]+")

@@ -41,7 +41,7 @@ _ROLES = frozenset(
 )
 _TOKENS = frozenset(
     """
-    ad-banner ad-container ad-slot ad-unit ad-wrapper adsbygoogle advert advertisement advertising
+    ad-banner ad-container ad-slot ad-unit ad-wrapper adsbygoogle
     dfp-ad google-ad sponsored-links
     cookie-banner cookie-bar cookie-consent cookie-message cookie-notice cookie-policy-banner cookiebanner
     cookieconsent cookie-law-info-bar cc-banner cc-window gdpr gdpr-banner gdpr-consent onetrust-banner-sdk
