@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 EACH, ROWS = 64 * 2**10, 1600  # 100 MiB
-ALLOWED = 48 * 2**20
+ALLOWED = 64 * 2**20
 
 # How far the high-water mark of memory rises above its height before the first row. Pages of a mapped file
 # are the system's to take back, so they are left out: there the process's own memory is asked at every row.

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from data_pipeline.build.read.files import Stamp, Tree
+from data_pipeline.build.read.files import Tree
+from data_pipeline.build.read.reading import Stamp
 from data_pipeline.build.read.rows import lines
 from data_pipeline.build.read.rows.containers import CONTAINERS, row_files, units_of
 
