@@ -180,7 +180,7 @@ def _imbalances(ledger: dict[str, Any], unit: str) -> Iterator[str]:
 
 def _block(title: str, ledger: dict[str, Any]) -> list[str]:
     rows = [(title, "samples", "kept", "images", "kept", "characters")]
-    rows.append(("read", f"{ledger['read']['samples']:,}", "", f"{ledger['read']['images']:,}", "", ""))
+    rows.append(("came in", f"{ledger['read']['samples']:,}", "", f"{ledger['read']['images']:,}", "", ""))
     notes: dict[int, list[str]] = {}
     for step in ledger["steps"]:
         rows.append(
