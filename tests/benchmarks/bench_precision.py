@@ -121,7 +121,7 @@ def pictures(folders: Sequence[str] = FOLDERS, every: int = 1) -> dict[str, Imag
 
 @dataclass(frozen=True)
 class Seen:
-    """What the two searches know of a picture. Deduplication derives the mirrored hash from the stored bits."""
+    """What the two searches know of a picture. Deduplication has the mirrored hash from the stored bits."""
 
     phash: int
     mirrored: int

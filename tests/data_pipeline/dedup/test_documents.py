@@ -62,6 +62,11 @@ def test_of_documents_with_one_image_set_the_latest_stays(tmp_path, copies):
     any_number = {"documents": {"exact": False, "image_sets": 1}}
     assert {e.id for e in run(tmp_path, manifest, **any_number)} == {"a", "c", "e"}
     assert run(tmp_path, manifest, documents={"exact": False}) == []
+    held = [copies.document("old", "held out", one, two, date="2020-01-01")]
+    manifest = copies.dataset(
+        tmp_path, [("train", [copies.document("new", "n", one, two, date="2025-01-01")]), ("heldout", held)]
+    )
+    assert {e.id for e in run(tmp_path, manifest, **two_or_more)} == {"new"}
 
 
 def test_a_step_does_not_see_what_an_earlier_one_took_out(tmp_path, copies):

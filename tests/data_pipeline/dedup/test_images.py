@@ -1,5 +1,6 @@
 """Copies of pictures and pictures that come too often, in datasets where every copy is known."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,24 @@ def test_mirrored_copies_count_only_where_asked_for(tmp_path, copies, mirror):
     ]
     manifest = copies.dataset(tmp_path, [("train", parts)])
     assert bool(run(tmp_path, manifest, near={"mirror": mirror})) is mirror
+
+
+@pytest.mark.parametrize("size", [1024, 1])
+def test_a_row_of_pictures_each_near_the_next_does_not_become_one(tmp_path, copies, monkeypatch, size):
+    """b is a copy of a; c is near b alone, and b leads nothing: c stays, in one batch and across batches."""
+    monkeypatch.setattr(clusters, "_BATCH", size)
+    parts = []
+    for key, phash in (("a", 0), ("b", 2**10 - 1), ("c", 2**20 - 1)):
+        made = copies.caption(key, copies.encoded(copies.picture(ord(key))), "same")
+        (found,) = made.media
+        parts.append(dataclasses.replace(made, media=(dataclasses.replace(found, phash=phash),)))
+    manifest = copies.dataset(tmp_path, [("train", parts)])
+    assert [e[0] for e in run(tmp_path, manifest, near={"similarity": -1})] == ["b"]
+
+
+@pytest.mark.parametrize("rule", ["image", "sample"])
+def test_a_picture_twice_in_one_document_is_no_copy_between_documents(tmp_path, copies, rule):
+    image = copies.picture(1)
+    twice = copies.document("twice", "a", copies.encoded(image), "b", copies.encoded(image, 80))
+    manifest = copies.dataset(tmp_path, [("train", [twice])])
+    assert run(tmp_path, manifest, near={"documents": rule}) == []

@@ -129,6 +129,7 @@ def test_too_many_pixels_and_other_formats_are_refused() -> None:
         p.decode_small(out.getvalue())
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_altered_bytes_are_an_error_of_two_kinds_or_still_a_picture() -> None:
     rng = np.random.default_rng(1)
     for form in ("JPEG", "PNG", "WEBP", "GIF"):

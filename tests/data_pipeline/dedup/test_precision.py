@@ -15,7 +15,7 @@ _spec.loader.exec_module(bench)
 
 
 def test_recall_of_re_encoding_and_resizing_at_few_false_positives():
-    """All pairs of the 292 pictures count for false positives; each fourth picture is altered in every way."""
+    """All pairs of 292 pictures count for false positives; each fourth picture is altered in every way."""
     if not (images := bench.pictures()):
         pytest.skip(f"no pictures in {bench.REALDATA}")
     is_copy = bench.Copies(NearImages().distance, NearImages().similarity)
