@@ -1,149 +1,221 @@
-"""PDF files: one sample per page, the rendered page first, then its text in blocks, then a page break."""
+"""PDF files: a sample per page, the rendered page first, then text and pictures by place, then its break."""
 
 import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pypdfium2 as pdfium
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 
-from data_pipeline.build.read.reading import Fault, Folder, Item, begins_with, files_below, read_document
-from data_pipeline.build.recipe import PdfSource
+from data_pipeline.build.read.files import Tree
+from data_pipeline.build.read.pdf_images import Embedded, Found
+from data_pipeline.build.read.pdf_text import Box, Frame, Line, paragraphs
+from data_pipeline.build.read.reading import Fault, Item, Stamp, begins_with
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
 SUFFIXES = (".pdf",)
+MAX_FILE_BYTES = 256 * 2**20  # a document is held whole
+_MAX_SIDE = 16_384  # pixels of a rendered page: a page may claim any shape
+_MIN_SIDE = 8
+# The format allows 14,400 points; the text layer of much larger pages takes memory by their width.
+_MAX_POINTS = 1_000_000
+
+
+class PdfOptions(BaseModel):
+    """The keys of a source of PDF files, beside its path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dpi: int = Field(96, ge=18, le=600)
+    page_pixels: int = Field(2_000_000, ge=1, description="cap of a rendered page")
+    max_pages: int = Field(2000, ge=1, description="pages read of one file; the rest is counted as dropped")
+    keep_image_only: bool = Field(True, description="keep pages without text: the rendered page alone")
+    embedded_images: bool = Field(False, description="also give the pictures of a page by themselves")
+    max_images: int = Field(32, ge=1, description="embedded images of a page")
+    image_pixels: int = Field(20_000_000, ge=1, description="cap of an embedded image")
 
 
 @dataclass(frozen=True)
 class PdfReader:
-    source: PdfSource
-    path: Path
-    folder: Folder
+    """Every page of every file below `tree` is a sample of the source `name`."""
 
-    def inputs(self) -> list[Path]:
-        return self.units()
+    name: str
+    license: str | None
+    tree: Tree
+    options: PdfOptions
 
-    def units(self) -> list[Path]:
-        return files_below(self.path, SUFFIXES)
+    def inputs(self) -> list[Stamp]:
+        return [self.tree.stamp(name) for name in self.units()]
 
-    def read(self, unit: Path) -> Iterator[Item]:
-        file = self.folder.name(unit)
-        data = read_document(unit, file)
+    def units(self) -> list[str]:
+        return self.tree.files(SUFFIXES)
+
+    def read(self, unit: str) -> Iterator[Item]:
+        data = self.tree.read(unit, MAX_FILE_BYTES)
         if isinstance(data, Fault):
             yield Item.failed(data)
             return
-        # The specification allows a preamble of 1024 bytes before the header.
-        if b"%PDF-" not in data[:1024]:
-            detail = f"not a PDF: begins with {begins_with(data)}, expected %PDF-"
-            yield Item.failed(_unreadable(detail, file, "file"))
-            return
-        try:
-            document = pdfium.PdfDocument(data)
-        except pdfium.PdfiumError as e:
-            yield Item.failed(
-                _unreadable(f"PDF that cannot be opened (broken or encrypted): {e}", file, "file")
-            )
-            return
-        try:
-            for n in range(len(document)):
-                yield self._page(document, n, file)
-        finally:
-            document.close()
+        yield from read_pdf_bytes(data, unit, source=self.name, licence=self.license, options=self.options)
 
-    def _page(self, document: pdfium.PdfDocument, n: int, file: str) -> Item:
+
+def read_pdf_bytes(
+    data: bytes,
+    file: str,
+    *,
+    source: str,
+    licence: str | None = None,
+    options: PdfOptions | None = None,
+    url: str | None = None,
+) -> Iterator[Item]:
+    """A sample, or a fault, for each page of a PDF; `url` is where it came from, else `file`.
+
+    One page is open at a time, so memory does not grow with the document.
+    """
+    # The specification allows a preamble of 1024 bytes before the header.
+    if b"%PDF-" not in data[:1024]:
+        detail = f"not a PDF: begins with {begins_with(data)}, expected %PDF-"
+        yield Item.failed(_unreadable(detail, file, "file"))
+        return
+    try:
+        document = pdfium.PdfDocument(data)
+    except pdfium.PdfiumError as e:
+        if "password" in str(e).lower():
+            detail = "the PDF is encrypted and asks for a password"
+            fault = Fault(reason="encrypted PDF", detail=detail, bad=True, file=file, where="file")
+            yield Item.failed(fault)
+        else:
+            yield Item.failed(_unreadable(f"PDF that cannot be opened (broken): {e}", file, "file"))
+        return
+    try:
+        reading = _Document(document, file, url or file, source, licence, options or PdfOptions())
+        for n in range(len(document)):
+            yield reading.item(n)
+    finally:
+        document.close()
+
+
+class _Document:
+    def __init__(
+        self,
+        document: pdfium.PdfDocument,
+        file: str,
+        url: str,
+        source: str,
+        licence: str | None,
+        options: PdfOptions,
+    ):
+        self.document, self.file, self.url = document, file, url
+        self.source, self.licence, self.options = source, licence, options
+        self.embedded = Embedded(options.image_pixels, options.max_images)
+
+    def item(self, n: int) -> Item:
         where = f"page {n + 1}"
-        if n >= self.source.max_pages:
-            detail = f"the file has {len(document)} pages, max_pages is {self.source.max_pages}"
-            fault = Fault(reason="beyond max_pages", detail=detail, bad=False, file=file, where=where)
-            return Item.failed(fault)
+        if n >= self.options.max_pages:
+            detail = f"the file has {len(self.document)} pages, max_pages is {self.options.max_pages}"
+            return self._failed("beyond max_pages", detail, where)
         try:
-            page = document[n]
-            blocks = _blocks(page)
-            if not blocks:
-                fault = Fault(
-                    reason="page without text", detail="no text layer", bad=False, file=file, where=where
-                )
-                return Item.failed(fault)
-            image = _render(page, self.source.dpi, self.source.page_pixels)
+            page = self.document[n]
         except pdfium.PdfiumError as e:
-            return Item.failed(_unreadable(f"page that cannot be read: {e}", file, where))
-        media = Media(media_id=content_id(image), kind="page", nbytes=len(image), url=file, page=n + 1)
+            return Item.failed(_unreadable(f"page that cannot be read: {e}", self.file, where))
+        try:
+            return self._page(page, n, where)
+        except pdfium.PdfiumError as e:
+            return Item.failed(_unreadable(f"page that cannot be read: {e}", self.file, where))
+        finally:
+            page.close()
+
+    def _page(self, page: pdfium.PdfPage, n: int, where: str) -> Item:
+        width, height = page.get_size()
+        scale = _scale(width, height, self.options)
+        if not scale or min(width, height) * scale < _MIN_SIDE:
+            return self._failed("page of absurd size", f"{width:g} x {height:g} points", where)
+        frame = Frame.of(page)
+        blocks = paragraphs(page, frame)
+        if not blocks and not self.options.keep_image_only:
+            return self._failed("page without text", "no text layer", where)
+        found = list(self.embedded.of(page, frame)) if self.options.embedded_images else []
+        image = _render(page, scale)
+        media = [Media(media_id=content_id(image), kind="page", nbytes=len(image), url=self.url, page=n + 1)]
+        data = [image]
+        cuts: list[Fault] = []
+        segments = [Segment(type="image", media=0)]
+        for element in by_place(blocks, found):
+            if isinstance(element, Line):
+                segments.append(Segment(type="text", text=element.text, bbox=_rounded(element.box)))
+            elif element.data is None:
+                cuts.append(self._fault(element.reason, element.detail, where))
+            elif (key := content_id(element.data)) in {m.media_id for m in media}:
+                cuts.append(self._fault("image repeated in the document", "shown before", where))
+            else:
+                segments.append(Segment(type="image", media=len(media), bbox=_rounded(element.box)))
+                media.append(Media(media_id=key, nbytes=len(element.data), url=self.url, page=n + 1))
+                data.append(element.data)
         sample = Sample(
-            id=content_id(self.source.name, file, where, media.media_id, *(b.text or "" for b in blocks)),
+            id=content_id(self.source, self.file, where, media[0].media_id, *(b.text for b in blocks)),
             kind="pdf",
-            source=self.source.name,
-            url=file,
-            license=self.source.license,
-            segments=(Segment(type="image", media=0), *blocks, Segment(type="page_break")),
-            media=(media,),
-            image_bytes=(image,),
+            source=self.source,
+            url=self.url,
+            license=self.licence,
+            segments=(*segments, Segment(type="page_break")),
+            media=tuple(media),
+            image_bytes=tuple(data),
         )
-        return Item(file=file, where=where, sample=sample)
+        return Item(file=self.file, where=where, sample=sample, cuts=tuple(cuts))
+
+    def _failed(self, reason: str, detail: str, where: str) -> Item:
+        return Item.failed(self._fault(reason, detail, where))
+
+    def _fault(self, reason: str, detail: str, where: str) -> Fault:
+        return Fault(reason=reason, detail=detail, bad=False, file=self.file, where=where)
+
+
+def by_place(blocks: list[Line], pictures: list[Found]) -> list[Line | Found]:
+    """Each picture before the first block that stands below its middle in its column; else at the end."""
+    order: list[tuple[int, float, Line | Found]] = [(i, 2.0, b) for i, b in enumerate(blocks)]
+    for picture in pictures:
+        middle = (picture.box[1] + picture.box[3]) / 2
+        column = [i for i, b in enumerate(blocks) if b.box and _share_column(b.box, picture.box)]
+        beside = column or [i for i, b in enumerate(blocks) if b.box]
+        below = next((i for i in beside if _middle(blocks[i]) > middle), None)
+        at = below if below is not None else (beside[-1] + 1 if column else len(blocks))
+        order.append((at, middle, picture))
+    return [element for _, _, element in sorted(order, key=lambda o: o[:2])]
+
+
+def _share_column(a: Box, b: Box) -> bool:
+    return min(a[2], b[2]) - max(a[0], b[0]) > 0.3 * min(a[2] - a[0], b[2] - b[0])
+
+
+def _middle(block: Line) -> float:
+    assert block.box is not None
+    return (block.box[1] + block.box[3]) / 2
+
+
+def _rounded(box: Box | None) -> list[float] | None:
+    return None if box is None else [round(v, 6) for v in box]
 
 
 def _unreadable(detail: str, file: str, where: str) -> Fault:
     return Fault(reason="unreadable file", detail=detail, bad=True, file=file, where=where)
 
 
-def _render(page: pdfium.PdfPage, dpi: int, max_pixels: int) -> bytes:
-    """The page as JPEG. The cap holds before a pixel is drawn: a page may claim any size."""
-    width, height = page.get_size()
-    scale = min(dpi / 72, math.sqrt(max_pixels / max(width * height, 1)))
-    image = page.render(scale=scale, may_draw_forms=False).to_pil().convert("RGB")
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=90, subsampling=0)
-    return out.getvalue()
+def _scale(width: float, height: float, options: PdfOptions) -> float:
+    """Pixels per point such that no cap is passed, judged before anything is drawn; 0: not to be drawn."""
+    if not (0 < width <= _MAX_POINTS and 0 < height <= _MAX_POINTS):
+        return 0.0
+    return min(
+        options.dpi / 72, math.sqrt(options.page_pixels / (width * height)), _MAX_SIDE / max(width, height)
+    )
 
 
-def _blocks(page: pdfium.PdfPage) -> list[Segment]:
-    """Paragraphs: lines of the text layer, in its own order, joined while they stand close together."""
-    text_page = page.get_textpage()
-    width, height = page.get_size()
-    blocks: list[Segment] = []
-    lines: list[str] = []
-    box: list[float] | None = None
-    for line, line_box in _lines(text_page):
-        close = line_box is None or box is None or _continues(box, line_box)
-        if lines and (not line or not close):
-            blocks.append(_segment(lines, box, width, height))
-            lines, box = [], None
-        if line:
-            lines.append(line)
-            box = line_box if box is None else box if line_box is None else _union(box, line_box)
-    if lines:
-        blocks.append(_segment(lines, box, width, height))
-    return blocks
-
-
-def _lines(text_page: pdfium.PdfTextPage) -> Iterator[tuple[str, list[float] | None]]:
-    """Each line with its box in points (left, bottom, right, top), where the text layer tells one."""
-    start = 0
-    for line in text_page.get_text_range().replace("\r\n", "\n").split("\n"):
-        box: list[float] | None = None
-        if words := " ".join(line.replace("\x00", "").replace("\ufffe", "-").split()):
-            for i in range(text_page.count_rects(start, len(line))):
-                rect = list(text_page.get_rect(i))
-                box = rect if box is None else _union(box, rect)
-        # Pdfium puts \r\n between lines.
-        start += len(line) + 2
-        yield words, box
-
-
-def _continues(block: list[float], line: list[float]) -> bool:
-    """The line stands below the block at less than one line's height, and in its column."""
-    gap = block[1] - line[3]
-    size = max(line[3] - line[1], 1.0)
-    return -size < gap < size and line[0] < block[2] and line[2] > block[0]
-
-
-def _union(a: list[float], b: list[float]) -> list[float]:
-    return [min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])]
-
-
-def _segment(lines: list[str], box: list[float] | None, width: float, height: float) -> Segment:
-    bbox = None
-    if box is not None and width > 0 and height > 0:
-        fractions = (box[0] / width, 1 - box[3] / height, box[2] / width, 1 - box[1] / height)
-        bbox = [min(max(f, 0.0), 1.0) for f in fractions]
-    return Segment(type="text", text=" ".join(lines), bbox=bbox)
+def _render(page: pdfium.PdfPage, scale: float) -> bytes:
+    bitmap = page.render(scale=scale, may_draw_forms=False)
+    try:
+        image: Image.Image = bitmap.to_pil().convert("RGB")
+        out = io.BytesIO()
+        image.save(out, "JPEG", quality=90, subsampling=0)
+        return out.getvalue()
+    finally:
+        bitmap.close()
