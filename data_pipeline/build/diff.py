@@ -116,7 +116,8 @@ def _fill(db: sqlite3.Connection, side: str, directory: Path, shards: list[Shard
 
 
 def _digests(row: dict[str, Any], split: str) -> bytes:
-    values = (split, *(row[name] for name in _COLUMNS[1:]))
+    pixels = [i["bytes"] and blake3(i["bytes"]).digest() for i in row["images"] or ()]
+    values = (split, *(pixels if name == "images" else row[name] for name in _COLUMNS[1:]))
     return b"".join(blake3(repr(v).encode("utf-8", "surrogatepass")).digest(_DIGEST) for v in values)
 
 
