@@ -18,9 +18,9 @@ from data_pipeline.build.read.documents import lineage_of, too_little_text
 from data_pipeline.build.read.dom import Image, Page, Text, directives, read_page
 from data_pipeline.build.read.dom_decode import decode
 from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri, sniff
-from data_pipeline.build.read.files import NOT_FETCHED, Stamp, Tree
+from data_pipeline.build.read.files import NOT_FETCHED, Tree
+from data_pipeline.build.read.reading import Fault, Item, Picture, Stamp, as_json, begins_with
 from data_pipeline.build.read.source import DocumentSource
-from data_pipeline.build.read.reading import Fault, Item, Picture, as_json, begins_with
 from data_pipeline.build.read.warc_http import WarcRecord, parse
 from data_pipeline.build.read.warc_index import Crawl, Place, build_index, kinds_of
 from data_pipeline.build.read.warc_split import Broken, RawRecord, raw_records
@@ -180,7 +180,7 @@ class _Finder:
             return self._fault("unsupported image format", f"{first[:200]!r} is no JPEG, PNG, WebP or GIF")
         if self.keep_missing and first.startswith(("http://", "https://")):
             media = Media(media_id=content_id(first), url=first, alt=image.alt, error=NOT_FETCHED)
-            return Picture(media, cast(bytes, None))
+            return Picture(media, None)
         return self._fault("image not in the crawl", f"no record of {first[:200]!r}")
 
     def _fetched(self, url: str, place: Place, image: Image) -> Picture | Fault:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from data_pipeline.build.read.files import Stamp, Tree
+from data_pipeline.build.read.files import Tree
+from data_pipeline.build.read.reading import Stamp
 from data_pipeline.build.read.warc_http import WarcRecord, parse
 from data_pipeline.build.read.warc_split import Broken, RawRecord, raw_records, record_at
 from data_pipeline.manifest import fsync_directory

@@ -12,17 +12,19 @@ from typing import BinaryIO
 
 from data_pipeline.build.read.reading import begins_with
 
-MAX_HEAD = 256 * 2**10
+MAX_HEAD = 128 * 2**10
 _CHUNK = 256 * 2**10
+_LONGEST_LINE = 12_000  # more than the first line of a record, or a usual head, has
+# Text packs to a tenth, zeros to a thousandth: what grows beyond both of these is a bomb.
+_MAX_RATIO, _MAX_FREE = 200, 64 * 2**20
 _PACKED = 32 * 2**10  # members are small: what is read beyond one is read again for the next
 _GZIP = b"\x1f\x8b\x08"
 _BLANK = b"\r\n \t"
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
-_START = re.compile(
-    rb"WARC/[0-9]\.[0-9]{1,2}\r?\n"
-    rb"|[a-z][a-z0-9+.-]{1,20}:[^\s]{1,8000} [^\s]{1,64} [0-9]{12,14} [^\n]{1,2000}\r?\n"
-)
-_NEXT = re.compile(rb"\n(?=" + _START.pattern + rb")")
+_WARC = rb"WARC/[0-9]\.[0-9]{1,2}\r?\n(?=[A-Za-z][A-Za-z0-9-]{0,60}[ \t]*:)"
+_ARC = rb"[a-z][a-z0-9+.-]{1,20}:[^\s]{1,8000} [^\s]{1,64} [0-9]{12,14} [^\n]{1,2000}\r?\n"
+_START = re.compile(_WARC + rb"|" + _ARC)
+_NEXT = re.compile(rb"(?=" + _WARC + rb")|\n(?=" + _ARC + rb")")
 _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,15})[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -111,8 +113,10 @@ def _records(window: "_Window", max_bytes: int) -> Iterator[RawRecord | Broken]:
         head = _head(data)
         if head is None:
             begins = begins_with(bytes(data[:24]))
-            window.drop(1)
-            skipped = window.skip_to_record() + 1
+            # Where a head has no end, none that begins in these bytes has one, but perhaps the last.
+            window.drop(max(1, len(data) - _LONGEST_LINE) if _START.match(data) else 1)
+            window.skip_to_record()
+            skipped = window.position - at
             yield Broken(0, at, f"{skipped:,} bytes that are no record, beginning with {begins}")
             continue
         length = _block_length(data, head)
@@ -201,15 +205,14 @@ class _Window:
     def skip_to_record(self) -> int:
         """Drop what stands before the next line that begins a record; how many bytes that was."""
         start = self.position
-        if self.fill(10_000) and _START.match(self.data):
+        if self.fill(_LONGEST_LINE) and _START.match(self.data):
             return 0
-        first_line = 10_000  # longer than any first line of a record
-        while self.fill(2 * first_line):
+        while self.fill(2 * _LONGEST_LINE):
             found = _NEXT.search(self.data)
             if found is not None:
                 self.drop(found.end())
                 break
-            left = first_line if len(self.data) >= 2 * first_line else 0
+            left = _LONGEST_LINE if len(self.data) >= 2 * _LONGEST_LINE else 0
             self.drop(len(self.data) - left)
         return self.position - start
 
@@ -220,7 +223,8 @@ class _Member:
     def __init__(self, file: BinaryIO, offset: int):
         self._file = file
         self._unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        self._read = offset
+        self._start = self._read = offset
+        self._unpacked = 0
         self.end: int | None = None
         self.damage: str | None = None
 
@@ -240,6 +244,10 @@ class _Member:
                 self.end = self._read - len(self._unpack.unused_data)
             elif not packed and not data:
                 self.damage = "cut off inside a gzip member"
+            self._unpacked += len(data)
+            if self._unpacked > _MAX_FREE + _MAX_RATIO * (self._read - self._start):
+                self.damage, self.end = f"a bomb: unpacks to more than {_MAX_RATIO} times its size", None
+                return b""
             if data:
                 return data
         return b""
@@ -273,11 +281,14 @@ def _next_member(file: BinaryIO, offset: int) -> int | None:
 def _begins_record(file: BinaryIO, offset: int) -> bool:
     file.seek(offset)
     try:
-        start = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(file.read(1024), 64)
+        unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        start = unpack.decompress(file.read(1024), 64)
     except zlib.error:
         return False
     start = start.lstrip(_BLANK)
-    return start.startswith(b"WARC/") or re.match(rb"[a-z][a-z0-9+.-]{1,20}:", start) is not None or not start
+    if not start:
+        return unpack.eof  # some writers end a file with an empty member
+    return start.startswith(b"WARC/") or re.match(rb"[a-z][a-z0-9+.-]{1,20}:", start) is not None
 
 
 def _has_bytes(file: BinaryIO, start: int, end: int | None) -> bool:

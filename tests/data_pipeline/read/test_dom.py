@@ -169,7 +169,8 @@ def test_a_lazy_image_and_its_fallback_are_one_image(page):
 def test_the_page_says_what_it_is():
     page = (
         "<html lang=en-GB><title> A  title </title><base href=/base/>"
-        "<meta name=Robots content='NoIndex, follow'><meta name=robots content='noai,noimageai'><meta name=tdm-reservation content=1>"
+        "<meta name=Robots content='NoIndex, follow'>"
+        "<meta name=robots content='noai,noimageai'><meta name=tdm-reservation content=1>"
         "<link rel=canonical href=https://h.org/c><body><img src=x.png>"
     )
     facts = read_page(page, URL).facts

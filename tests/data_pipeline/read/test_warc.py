@@ -1,0 +1,415 @@
+"""Crawls: the real files counted against warcio's own iterator, and files written by warcio, then broken."""
+
+import gzip
+import io
+import json
+import random
+import time
+import tracemalloc
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from warcio.archiveiterator import ArchiveIterator
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from data_pipeline.build.read import warc_index
+from data_pipeline.build.read.files import NOT_FETCHED, Tree
+from data_pipeline.build.read.warc import WarcReader, WarcSource
+from data_pipeline.build.read.warc_split import Broken, raw_records
+
+REAL = Path(__file__).parents[3] / "../shared/realdata/warc"
+PAGE = "http://h.org/dir/page.html"
+MAX_BYTES = 2**20
+
+
+def png(colour: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+RED, BLUE = png("red"), png("blue")
+
+
+def page(*images: str, words: str = "Some words of a page that are enough.") -> bytes:
+    return f"<html><body><p>{words}</p>{''.join(images)}<p>The end.</p>".encode()
+
+
+def record(url, payload, media_type="text/html", status="200 OK", headers=(), kind="response"):
+    fields = [("Content-Type", media_type), *headers]
+    http = StatusAndHeaders(status, fields, protocol="HTTP/1.1") if kind == "response" else None
+    return {"uri": url, "record_type": kind, "payload": io.BytesIO(payload), "http_headers": http}
+
+
+def write(path: Path, *records, packed: bool | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as f:
+        writer = WARCWriter(f, gzip=path.suffix == ".gz" if packed is None else packed)
+        for fields in records:
+            writer.write_record(
+                writer.create_warc_record(**fields, warc_headers_dict={"WARC-Date": "2024-05-06T07:08:09Z"})
+            )
+    return path
+
+
+def reader(folder: Path, keep_missing: bool = False, **source) -> WarcReader:
+    source = WarcSource(name="crawl", path=".", license="L", **source)
+    return WarcReader(source, Tree.at(folder, max_bytes=MAX_BYTES), folder / "work", keep_missing)
+
+
+def read(folder: Path, **options):
+    crawl = reader(folder, **options)
+    return [item for unit in crawl.units() for item in crawl.read(unit)]
+
+
+def samples(folder: Path, **options):
+    return [i.sample for i in read(folder, **options) if i.fault is None]
+
+
+def reasons(folder: Path, **options) -> Counter:
+    items = read(folder, **options)
+    return Counter(f.reason for i in items for f in ([i.fault] if i.fault else i.cuts))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata beside the repository")
+@pytest.mark.parametrize("name", sorted(p.name for p in REAL.glob("*")) if REAL.is_dir() else [])
+def test_real_files_give_what_warcio_counts(name, tmp_path):
+    kinds, pages = Counter(), []
+    with (REAL / name).open("rb") as f:
+        for r in ArchiveIterator(f, arc2warc=True):
+            mime = r.http_headers.get_header("content-type", "") if r.http_headers else ""
+            is_page = r.rec_type == "response" and mime.startswith("text/html")
+            other = "other media type" if r.rec_type == "response" else r.rec_type
+            kinds["html" if is_page else other] += 1
+            if is_page:
+                url = r.rec_headers.get_header("WARC-Target-URI")
+                pages.append((url, r.rec_headers.get_header("WARC-Date"), r.content_stream().read()))
+    source = WarcSource(name="crawl", path=".")
+    crawl = WarcReader(source, Tree.at(REAL / name), tmp_path)
+    found = [(raw, r) for raw, r in crawl.web_records(name)]
+    assert [(r.url, r.date, r.payload) for _, r in found if r.kind == "html"] == pages
+    crawl.records.clear()
+    items = list(crawl.read(name))
+    broken = crawl.records.pop("broken", 0)
+    assert broken == (1 if "trunc" in name else 0), "the one file whose Content-Length is wrong"
+    assert crawl.records == kinds
+    assert [i.sample.url for i in items if i.sample] == [url for url, _, _ in pages]
+    assert Counter(crawl.records_by_kind()) == kinds + Counter(broken=broken)
+
+
+@pytest.mark.parametrize("suffix", [".warc", ".warc.gz"])
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")], ids=["page first", "images first"])
+def test_a_page_gets_its_images_from_any_file_of_the_crawl(tmp_path, suffix, order):
+    pages, pictures = (tmp_path / f"{name}{suffix}" for name in order)
+    body = page(
+        "<img src=red.png alt=R>",
+        "<img src='https://c.net/b%20l.png#x'>",
+        "<img src=/moved.png>",
+        "<img src=gone.png>",
+        "<img src=red.png>",
+    )
+    write(pages, record(PAGE, body))
+    write(
+        pictures,
+        record("http://h.org/dir/red.png", RED, "image/png"),
+        record("https://c.net:443/b%20l.png", BLUE, "image/png; x=1"),
+        record("http://h.org/moved.png", b"", "text/html", "301 Moved", [("Location", "/moved2.png")]),
+        record("http://h.org/moved2.png", b"", "", "302 Found", [("Location", "https://h.org/dir/red.png")]),
+    )
+    crawl = reader(tmp_path)
+    (item,) = [i for unit in crawl.units() for i in crawl.read(unit)]
+    sample = item.sample
+    assert item.fault is None
+    assert (sample.url, sample.domain, sample.date) == (PAGE, "h.org", "2024-05-06T07:08:09Z")
+    shape = [s.text or s.media for s in sample.segments]
+    assert shape == ["Some words of a page that are enough.", 0, 1, 0, 0, "The end."]
+    assert sample.image_bytes == (RED, BLUE)
+    assert [m.alt for m in sample.media] == ["R", None]
+    assert [m.source_ref["path"] for m in sample.media] == [pictures.name] * 2
+    assert [c.reason for c in item.cuts] == ["image not in the crawl"]
+    assert sample.lineage[0]["reason"] == "image not in the crawl"
+    assert crawl.records_by_kind() == {"html": 1, "image": 2, "redirect": 2}
+
+
+def test_a_missing_image_can_stay_as_a_reference_to_be_fetched(tmp_path):
+    write(tmp_path / "a.warc", record(PAGE, page("<img src=x.png alt=A>", "<img src=y.svg>")))
+    (sample,) = samples(tmp_path, keep_missing=True)
+    (media,) = sample.media
+    assert (media.url, media.alt, media.error) == ("http://h.org/dir/x.png", "A", NOT_FETCHED)
+    assert sample.image_bytes == (None,)
+    assert [s.type for s in sample.segments] == ["text", "image", "text"]
+
+
+def test_redirects_in_a_circle_end(tmp_path):
+    circle = [("a", "b"), ("b", "a")]
+    moved = (record(f"http://h.org/{x}", b"", "", "302 F", [("Location", f"/{y}")]) for x, y in circle)
+    write(tmp_path / "a.warc", record(PAGE, page("<img src=/a>")), *moved)
+    assert reasons(tmp_path) == {"image not in the crawl": 1}
+
+
+def test_one_gzip_member_for_the_whole_file_is_read_with_its_images(tmp_path):
+    plain = write(
+        tmp_path / "plain",
+        record("http://h.org/red.png", RED, "image/png"),
+        record(PAGE, page("<img src=/red.png>", "<img src=/blue.png>")),
+        record("http://h.org/blue.png", BLUE, "image/png"),
+        packed=False,
+    )
+    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    (sample,) = samples(tmp_path)
+    assert sample.image_bytes == (RED, BLUE)
+
+
+def test_robots_and_tdm_keep_pages_and_images_out_and_are_noted_where_not_honoured(tmp_path):
+    write(
+        tmp_path / "a.warc",
+        record(PAGE + "1", page(), headers=[("X-Robots-Tag", "googlebot: noindex, nofollow")]),
+        record(PAGE + "2", b"<meta name=robots content=noai>" + page()),
+        record(PAGE + "3", page(), headers=[("TDM-Reservation", "1")]),
+        record(PAGE + "4", b"<meta name=robots content=noimageai>" + page("<img src=/r.png>")),
+        record(PAGE + "5", page("<img src=/secret.png>", "<img src=/reserved.png>")),
+        record(PAGE + "6", page("<img src=/r.png>"), headers=[("X-Robots-Tag", "nofollow")]),
+        record("http://h.org/r.png", RED, "image/png"),
+        record("http://h.org/secret.png", RED, "image/png", headers=[("X-Robots-Tag", "noai")]),
+        record("http://h.org/reserved.png", RED, "image/png", headers=[("tdm-reservation", "1")]),
+    )
+    assert reasons(tmp_path) == {"opted out (robots)": 4, "opted out (TDM)": 2}
+    assert [len(s.media) for s in samples(tmp_path)] == [0, 0, 1]
+    kept = samples(tmp_path, honour_robots=False)
+    assert [len(s.media) for s in kept] == [0, 0, 0, 1, 1, 1]
+    said = [json.loads(s.general_metadata or "{}") for s in kept]
+    assert [s.get("robots") for s in said] == [["noindex"], ["noai"], None, ["noimageai"], None, None]
+    assert said[2]["tdm_reservation"] == 1
+
+
+def chunked(data: bytes) -> bytes:
+    pieces = [data[n : n + 17] for n in range(0, len(data), 17)]
+    return b"".join(b"%x;x=y\r\n%s\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
+
+
+def raw_deflate(data: bytes) -> bytes:
+    pack = zlib.compressobj(wbits=-15)
+    return pack.compress(data) + pack.flush()
+
+
+@pytest.mark.parametrize(
+    ("headers", "encode"),
+    [
+        ({}, bytes),
+        ({"Content-Encoding": "gzip"}, gzip.compress),
+        ({"Content-Encoding": "x-gzip"}, gzip.compress),
+        ({"Content-Encoding": "deflate"}, zlib.compress),
+        ({"Content-Encoding": "deflate"}, raw_deflate),
+        ({"Content-Encoding": "gzip, gzip"}, lambda d: gzip.compress(gzip.compress(d))),
+        ({"Transfer-Encoding": "chunked"}, chunked),
+        ({"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"}, lambda d: chunked(gzip.compress(d))),
+        ({"Transfer-Encoding": "chunked"}, bytes),
+        ({"Content-Encoding": "gzip"}, bytes),
+        ({"Content-Encoding": "br"}, bytes),
+        ({"Content-Encoding": "identity"}, bytes),
+    ],
+)
+def test_transfer_and_content_encodings_are_undone_also_where_the_header_lies(tmp_path, headers, encode):
+    write(tmp_path / "a.warc", record(PAGE, encode(page()), headers=headers.items()))
+    (sample,) = samples(tmp_path)
+    assert sample.text == "Some words of a page that are enough.\nThe end."
+
+
+def test_an_encoding_that_is_not_read_is_counted(tmp_path):
+    write(tmp_path / "a.warc", record(PAGE, b"\x8b\x05\x80", headers=[("Content-Encoding", "br")]))
+    assert reasons(tmp_path) == {"unsupported content encoding": 1}
+
+
+def test_a_bomb_stops_at_the_cap_in_bounded_memory(tmp_path):
+    pack = zlib.compressobj(9, wbits=31)
+    bomb = b"".join(pack.compress(bytes(2**24)) for _ in range(64)) + pack.flush()
+    write(
+        tmp_path / "a.warc",
+        record(PAGE, bomb, headers=[("Content-Encoding", "gzip")]),
+        record("http://h.org/r.png", bomb, "image/png", headers=[("Content-Encoding", "gzip")]),
+        record(PAGE + "2", page("<img src=/r.png>")),
+    )
+    (tmp_path / "b.warc.gz").write_bytes(bomb)
+    tracemalloc.start()
+    found = reasons(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == {"payload too large": 1, "image file too large": 1, "broken record": 1}
+    assert peak < 128 * 2**20
+
+
+def test_records_of_other_kinds_are_counted_and_are_no_faults(tmp_path):
+    write(
+        tmp_path / "a.warc",
+        record(PAGE, page()),
+        record(PAGE, b"", status="404 Not Found"),
+        record(PAGE, b"x", "image/svg+xml"),
+        record(PAGE, b"%PDF-1.4", "application/octet-stream"),
+        record(PAGE, b"%PDF-1.7", "application/pdf"),
+        record(PAGE, RED, ""),
+        record("dns:h.org", b"x", kind="resource"),
+        record(PAGE, b"x", kind="metadata"),
+    )
+    crawl = reader(tmp_path)
+    assert [i.fault for i in crawl.read("a.warc")] == [None]
+    assert crawl.records == {
+        "html": 1, "status not 200": 1, "image of another format": 1, "pdf": 2, "image": 1,
+        "no web address": 1, "metadata": 1,
+    }  # fmt: skip
+    pdfs = [(r.url, r.payload) for _, r in crawl.web_records("a.warc") if r.kind == "pdf"]
+    assert pdfs == [(PAGE, b"%PDF-1.4"), (PAGE, b"%PDF-1.7")]
+
+
+def three_pages(path: Path) -> list[bytes]:
+    """The bytes of three records that hold a page each."""
+    parts = []
+    for n in range(3):
+        part = write(path.with_name(f"part{n}"), record(f"{PAGE}{n}", page()), packed=path.suffix == ".gz")
+        parts.append(part.read_bytes())
+        part.unlink()
+    return parts
+
+
+def grown(part: bytes, by: int) -> bytes:
+    """A record whose Content-Length is wrong."""
+    head, block = part.split(b"\r\n\r\n", 1)
+    start, length = head.rsplit(b"Content-Length: ", 1)
+    return start + b"Content-Length: %d" % (int(length.split(b"\r\n")[0]) + by) + b"\r\n\r\n" + block
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "pages", "bad"),
+    [
+        (".warc", lambda a, b, c: a + b"garbage\r\n" * 9 + b + c, "012", [True]),
+        (".warc", lambda a, b, c: a + bytes(300_000) + b + c, "012", [True]),
+        (".warc", lambda a, b, c: b"WARC/1.0\r\n" * 50_000 + a + b + c, "012", [True]),
+        (".warc", lambda a, b, c: a + grown(b, 200) + c, "02", [True]),
+        (".warc", lambda a, b, c: a + grown(b, 10**11) + c, "02", [False]),
+        (".warc", lambda a, b, c: a + grown(b, -2) + c, "012", [False]),
+        (".warc", lambda a, b, c: a + b.replace(b"Content-Length", b"Content-Lengte") + c, "02", [True]),
+        (".warc", lambda a, b, c: a + b + c[:-60], "01", [True]),
+        (".warc", lambda a, b, c: a + b + c[:40], "01", [True]),
+        (".warc.gz", lambda a, b, c: a + b"garbage" * 99 + b + c, "012", [True]),
+        (".warc.gz", lambda a, b, c: a + b[:200] + c, "02", [True]),
+        (".warc.gz", lambda a, b, c: a + b[:-3] + c, "02", [True]),
+        (".warc.gz", lambda a, b, c: a + b[:150] + bytes(50) + b[200:] + c, "02", [True]),
+        (".warc.gz", lambda a, b, c: a + b + c[:-40], "01", [True]),
+        (".warc.gz", lambda a, b, c: a + b + c + bytes(5000), "012", []),
+        (".warc.gz", lambda a, b, c: a + gzip.compress(b"nothing") + b + c, "012", [True]),
+    ],
+)
+def test_reading_goes_on_at_the_record_after_damage_that_is_one_fault(tmp_path, suffix, damage, pages, bad):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(damage(*three_pages(path)))
+    items = read(tmp_path)
+    assert "".join(i.sample.url[-1] for i in items if i.sample) == pages
+    faults = [i.fault for i in items if i.fault]
+    assert [f.bad for f in faults] == bad
+    assert {f.reason for f in faults} <= {"broken record"}
+    assert all(f.where.startswith("record ") for f in faults)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\r\n\r\n", b"\x1f\x8b", b"\x28\xb5\x2f\xfd zstd", b"{}", gzip.compress(b"")]
+)
+def test_a_file_without_a_record_is_one_fault_that_somebody_must_look_at(tmp_path, data):
+    (tmp_path / "a.warc.gz").write_bytes(data)
+    (item,) = read(tmp_path)
+    assert item.fault.bad
+    assert item.fault.reason in ("unreadable file", "broken record")
+
+
+def test_a_file_cut_or_flipped_anywhere_neither_crashes_nor_hangs(tmp_path):
+    rng = random.Random(0)
+    started = time.process_time()
+    for suffix in (".warc", ".warc.gz"):
+        whole = write(
+            tmp_path / f"w{suffix}", record(PAGE, page()), record("http://h.org/r.png", RED, "image/png")
+        ).read_bytes()
+        for n in range(300):
+            data = bytearray(whole[: rng.randrange(len(whole))] if n % 2 else whole)
+            for _ in range(rng.randrange(4)):
+                data[rng.randrange(len(data))] = rng.randrange(256) if data else 0
+                if not data:
+                    break
+            found = list(raw_records(io.BytesIO(bytes(data)), MAX_BYTES))
+            assert sum(not isinstance(r, Broken) for r in found) <= 2
+            path = tmp_path / "x" / f"a{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(data))
+            if n % 10 == 0:
+                read(path.parent)
+    assert time.process_time() - started < 15
+
+
+def test_an_arc_file_gives_its_page_with_its_image(tmp_path):
+    def arc(url: str, mime: str, body: bytes) -> bytes:
+        block = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\n\r\n%s" % (mime.encode(), body)
+        return f"{url} 1.2.3.4 20080430204825 {mime} {len(block)}\n".encode() + block + b"\n"
+
+    version = b"1 0 x\nURL IP-address Archive-date Content-type Archive-length\n\n"
+    head = b"filedesc://a.arc 0.0.0.0 20080430204825 text/plain %d\n" % len(version) + version
+    parts = [
+        head,
+        arc(PAGE, "text/html", page("<img src=r.png>")),
+        arc("http://h.org/dir/r.png", "image/png", RED),
+    ]
+    (tmp_path / "plain.arc").write_bytes(b"".join(parts))
+    (sample,) = samples(tmp_path)
+    assert (sample.url, sample.date, sample.image_bytes) == (PAGE, "2008-04-30T20:48:25Z", (RED,))
+    (tmp_path / "plain.arc").unlink()
+    (tmp_path / "packed.arc.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
+
+
+def test_the_index_is_taken_as_it_is_until_a_file_changes(tmp_path, monkeypatch):
+    read_files = []
+    original = warc_index._index_file
+    monkeypatch.setattr(warc_index, "_index_file", lambda *a: (read_files.append(a[2].name), original(*a)))
+    write(tmp_path / "a.warc", record("http://h.org/r.png", RED, "image/png"))
+    write(tmp_path / "b.warc", record(PAGE, page("<img src=/r.png>")))
+    assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
+    before = (tmp_path / "work" / warc_index.NAME).read_bytes()
+    assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
+    assert read_files == ["a.warc", "b.warc"]
+    assert (tmp_path / "work" / warc_index.NAME).read_bytes() == before
+    write(tmp_path / "0.warc", record("http://h.org/r.png", BLUE, "image/png"))
+    assert [s.image_bytes for s in samples(tmp_path)] == [(BLUE,)], "the first file that holds it"
+    assert read_files == ["a.warc", "b.warc", "0.warc"], "what did not change is taken over"
+    (tmp_path / "0.warc").unlink()
+    assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
+    (tmp_path / "work" / warc_index.NAME).write_bytes(b"no database at all" * 999)
+    assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
+    assert [p.name for p in (tmp_path / "work").iterdir()] == [warc_index.NAME]
+
+
+def test_an_index_that_is_not_finished_does_not_exist(tmp_path, monkeypatch):
+    write(tmp_path / "a.warc", record("http://h.org/r.png", RED, "image/png"), record(PAGE, page()))
+
+    def die(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(warc_index.os, "fsync", die)
+    (item,) = read(tmp_path)
+    assert item.fault.reason == "unreadable file"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_record_larger_than_the_cap_is_a_fault_and_what_follows_is_read(tmp_path):
+    write(tmp_path / "a.warc.gz", record(PAGE + "1", bytes(20 * 2**20)), record(PAGE + "2", page()))
+    items = read(tmp_path)
+    assert [i.fault.bad for i in items if i.fault] == [False]
+    assert [i.sample.url[-1] for i in items if i.sample] == ["2"]
+
+
+def test_bytes_of_another_kind_under_an_image_address_are_cut(tmp_path):
+    write(
+        tmp_path / "a.warc",
+        record(PAGE, page("<img src=/r.png>", "<img src='data:image/png;base64,AA'>")),
+        record("http://h.org/r.png", b"<html>", "image/png"),
+    )
+    assert reasons(tmp_path) == {"not an image": 1, "embedded image": 1}
