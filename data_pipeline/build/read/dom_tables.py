@@ -9,10 +9,12 @@ import re
 from functools import lru_cache
 
 # What the walk does at a tag; a tag in no table is INLINE: it goes into the text around it.
-INLINE, PLAIN, DROP, BLOCK, HEADING, BREAK, CELL, PRE, LINK = range(9)
-IMAGE, PICTURE, SOURCE, NOSCRIPT, FIGURE, CAPTION, FORM = range(9, 16)
+INLINE, PLAIN, TEXT, DROP, BREAK, IMAGE, SOURCE, NOSCRIPT = range(8)
+BLOCK, HEADING, CELL, PRE, LINK, PICTURE, FIGURE, CAPTION, FORM = range(8, 17)
+FIRST_THAT_ENDS = BLOCK  # the walk does something at the end of this kind and those after it
 
 _TAGS = {
+    TEXT: "-text",
     DROP: "applet audio button canvas datalist dialog embed footer frameset head iframe input label legend"
     " map math meter nav noembed noframes object optgroup option progress script select style svg template"
     " textarea title video -comment",
@@ -35,7 +37,7 @@ _TAGS = {
 }
 KIND = {tag: kind for kind, tags in _TAGS.items() for tag in tags.split()}
 
-_TELLING = frozenset(("hidden", "aria-hidden", "style", "role", "class", "id"))
+_TELLING = frozenset(("hidden", "aria-hidden", "style", "role", "id"))
 _ROLES = frozenset(
     "alert alertdialog banner complementary contentinfo dialog menu menubar navigation search toolbar".split()  # noqa: SIM905
 )
@@ -72,7 +74,10 @@ _FRAME = frozenset(("main", "article"))
 
 def is_furniture(tag: str, attributes: dict[str, str | None]) -> bool:
     """Whether a node is hidden, or navigation, banner, share bar and the like."""
-    if _TELLING.isdisjoint(attributes):
+    classes = attributes.get("class")
+    if classes is not None and _has_token(classes) and tag not in _FRAME:
+        return True
+    if (classes is not None and len(attributes) == 1) or _TELLING.isdisjoint(attributes):
         return False
     if "hidden" in attributes or attributes.get("aria-hidden") == "true":
         return True
@@ -81,8 +86,6 @@ def is_furniture(tag: str, attributes: dict[str, str | None]) -> bool:
     if tag in _FRAME:
         return False
     if (role := attributes.get("role")) and role.strip().lower() in _ROLES:
-        return True
-    if (classes := attributes.get("class")) and _has_token(classes):
         return True
     return attributes.get("id") in _TOKENS
 
