@@ -1,32 +1,18 @@
 """`fovea data`: build a dataset, prove it, look at it. Each verb imports what it needs when it runs."""
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipeline.cli_parser import IntermixedParser, add_verb, natural, positive
+from data_pipeline.cli_views import add_view_verbs
 from data_pipeline.errors import ConfigError, FoveaError
 
 if TYPE_CHECKING:
     from data_pipeline.build.executor import Executor
-
-
-class IntermixedParser(argparse.ArgumentParser):
-    """Lets `key=value` stand after options; plain argparse refuses `RECIPE --out DIR key=value`."""
-
-    _inside = False
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
-        # parse_known_intermixed_args calls back, and it does not know verbs within verbs.
-        if self._inside or self._subparsers is not None:
-            return super().parse_known_args(args, namespace)
-        self._inside = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._inside = False
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,7 +32,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--out", type=Path, metavar="DIR", help="where the dataset goes (default: data/<recipe's name>)"
     )
     p.add_argument("--inputs", type=Path, metavar="DIR", help="relative paths of sources count from here")
-    p.add_argument("--workers", type=_positive, default=1, metavar="N", help="tasks at once (%(default)s)")
+    p.add_argument("--workers", type=positive, default=1, metavar="N", help="tasks at once (%(default)s)")
     p.add_argument(
         "--executor",
         choices=("local", "slurm"),
@@ -84,14 +70,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     p.add_argument("--out", type=Path, required=True, metavar="FILE.html")
     p.add_argument("--split", choices=("train", "heldout"))
     p.add_argument("--source", metavar="NAME")
-    p.add_argument("--n", type=_positive, default=20, metavar="N", help="samples (%(default)s)")
+    p.add_argument("--n", type=positive, default=20, metavar="N", help="samples (%(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="draws others (%(default)s)")
+    p.add_argument("--excluded", action="store_true", help="what later steps left out, with the reason")
+
+    add_view_verbs(verbs)
 
     p = add_verb(verbs, "scenes", _scenes, "write HTML pages and PDF files about scenes, the demo's inputs",
               "fovea data scenes --out data/raw --pages 300 --pdfs 150")  # fmt: skip
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
-    p.add_argument("--pages", type=_natural, default=300, metavar="N", help="HTML pages (%(default)s)")
-    p.add_argument("--pdfs", type=_natural, default=150, metavar="N", help="PDF files (%(default)s)")
+    p.add_argument("--pages", type=natural, default=300, metavar="N", help="HTML pages (%(default)s)")
+    p.add_argument("--pdfs", type=natural, default=150, metavar="N", help="PDF files (%(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="S")
 
 
@@ -108,7 +97,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from data_pipeline.build.look.stats import stats, table
+    from rich.console import Console
+
+    from data_pipeline.build.look.funnel import funnel, table
+    from data_pipeline.build.look.stats import stats
+    from data_pipeline.build.look.stats import table as stats_table
     from data_pipeline.build.run import build
 
     name = Path(args.recipe).resolve().name if Path(args.recipe).is_dir() else Path(args.recipe).stem
@@ -120,11 +113,15 @@ def _build(args: argparse.Namespace) -> int:
         executor=_executor(args),
         bad_inputs=args.bad_inputs,
         overrides=args.overrides,
-        say=lambda line: print(line, flush=True),
+        console=Console(),
     )
-    print("\n".join(table(stats(manifest))))
+    found = funnel(manifest)
+    print("\n".join(table({**found, "sources": {}})))  # of all sources; each by itself is in the report
+    print()
+    print("\n".join(stats_table(stats(manifest))))
     print(f"dataset '{manifest.name}' is in {out} (digest {manifest.digest})")
-    print(f"  Look at it:  fovea data preview {out} --out {out}/preview.html")
+    print(f"  What was dropped and why:  {out}/report.html")
+    print(f"  Look at samples:           fovea data preview {out} --out {out}/preview.html")
     return 0
 
 
@@ -145,24 +142,35 @@ def _verify(args: argparse.Namespace) -> int:
     v = verify(args.directory)
     print(
         f"{args.directory}: verified {v.samples:,} samples, {v.images:,} images, {v.shards} shards, "
-        f"{v.nbytes / 1e6:.1f} MB"
+        f"{v.nbytes / 1e6:.1f} MB ({v.megabytes_per_second:.0f} MB/s)"
     )
     return 0
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from data_pipeline.build.look.stats import stats, table
+    from data_pipeline.build.look.stats import curve, stats, table
+    from data_pipeline.build.score.columns import column_names
+    from data_pipeline.build.score.threshold import step_of, yield_curve
     from data_pipeline.manifest import read_manifest
 
     found = stats(read_manifest(args.directory))
-    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else "\n".join(table(found)))
+    yields = {c: yield_curve(args.directory, c, step=step_of(c)) for c in column_names(args.directory)}
+    if args.json:
+        found["yield"] = {c: [dataclasses.asdict(y) for y in points] for c, points in yields.items()}
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 0
+    print("\n".join(table(found)))
+    for name, points in yields.items():
+        print("\n".join(curve(name, points)))
     return 0
 
 
 def _preview(args: argparse.Namespace) -> int:
     from data_pipeline.build.look.preview import preview
 
-    page = preview(args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source)
+    page = preview(
+        args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source, excluded=args.excluded
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page, encoding="utf-8")
     print(f"wrote {args.out} ({len(page) / 1e6:.1f} MB): open it in a browser")
@@ -176,36 +184,6 @@ def _scenes(args: argparse.Namespace) -> int:
     print(f"wrote {args.pages} HTML pages to {pages} and {args.pdfs} PDF files to {pdfs}")
     print(f"  Build the demo's dataset:  fovea data build demo --inputs {args.out} --out data/demo")
     return 0
-
-
-def add_verb(
-    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    help_text: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=help_text,
-        description=f"{help_text[0].upper()}{help_text[1:]}.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run_verb=run)
-    return parser
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
-
-
-def _natural(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{value} is less than 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -46,13 +46,14 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class StepCount:
-    """What left one step of the build: samples with their images and characters; and whom it dropped."""
+    """What left one step of the build: samples with their images and characters; and what it dropped."""
 
     step: str
     samples: int = 0
     images: int = 0
     text_chars: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    images_dropped: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "StepCount") -> "StepCount":
         return StepCount(
@@ -61,6 +62,7 @@ class StepCount:
             images=self.images + other.images,
             text_chars=self.text_chars + other.text_chars,
             dropped=add_counts(self.dropped, other.dropped),
+            images_dropped=add_counts(self.images_dropped, other.images_dropped),
         )
 
 

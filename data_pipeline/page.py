@@ -97,7 +97,10 @@ def _explain(error: ValidationError, model: type[BaseModel], file: Path, node: y
 
 
 # pydantic puts the tag of a union into the path of an error; on the page there is no such key.
-_UNION_TAGS = ("pixel_shuffle", "perceiver", "html", "interleaved", "captions", "questions", "pdf", "scenes")
+_UNION_TAGS = (
+    *("pixel_shuffle", "perceiver"),
+    *("html", "warc", "interleaved", "captions", "questions", "pdf", "synthetic", "scenes"),
+)
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:

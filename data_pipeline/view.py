@@ -199,11 +199,9 @@ def with_exclusions(
         path = f"exclusions/{step}-{sha256[:12]}.jsonl"
         with commit(directory / path) as f:
             f.write(data)
-        mine = books[-1]
+        own = books[-1]
         counted.append(
-            Exclusions(
-                step=step, path=path, sha256=sha256, counts=mine.counts, reasons=mine.reasons, made=made
-            )
+            Exclusions(step=step, path=path, sha256=sha256, counts=own.counts, reasons=own.reasons, made=made)
         )
     return dataclasses.replace(manifest, exclusions=tuple(counted))
 

@@ -5,12 +5,13 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline.cli import IntermixedParser, add_verb
 from data_pipeline.cli import add_parser as add_data_parser
+from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, only_one, report_error
@@ -144,10 +145,29 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and compared there")
 
+    p = add_verb(
+        verbs,
+        "serve",
+        _serve,
+        "a checkpoint behind an OpenAI-compatible endpoint, on this machine only",
+        "fovea serve runs/demo/adapt --port 8000",
+    )
+    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    p.add_argument("--port", type=natural, default=8000, metavar="N", help="0: any free one (%(default)s)")
+
     p = add_verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html)")
     return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from trainer.serve import Chat, serving
+
+    with serving(Chat.open(args.checkpoint), args.port) as url:
+        print(f"{url}\n  end it with Ctrl-C", flush=True)
+        threading.Event().wait()
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

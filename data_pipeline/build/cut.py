@@ -26,6 +26,7 @@ class Block:
     text: str | None = None
     heading: bool = False
     picture: Picture | None = None
+    sim: float | None = None  # likeness of the picture to a text of the document
     cut: Fault | None = None
 
 
@@ -59,11 +60,14 @@ class CutDocuments(PipelineStep):
                 more = more_images = 0
             elif mark["fault"] is None and (size := self.sizes.get(mark["source"])) is not None:
                 pieces = _samples(mark["sample"], size, self.heldout)
+                assert pieces, "the steps before drop a document of which nothing is left"
                 more += len(pieces) - 1
                 more_images += sum(len(p.media) for p in pieces) - len(mark["sample"].media)
                 for n, piece in enumerate(pieces):
                     yield self._document(doc, piece, n, size)
                 continue
+            elif mark["fault"] is None:
+                record(mark, self.name)
             yield doc
 
     def _document(self, doc: Document, piece: Sample, n: int, size: Size) -> Document:
@@ -91,14 +95,16 @@ def _samples(document: Sample, size: Size, heldout: float) -> list[Sample]:
 def _block(document: Sample, segment: Segment) -> Block:
     if segment.media is None:
         return Block(text=segment.text, heading=segment.role == HEADING)
-    return Block(picture=Picture(document.media[segment.media], document.image_bytes[segment.media] or b""))
+    # An image that was not fetched has no bytes, and goes on as a reference.
+    picture = Picture(document.media[segment.media], document.image_bytes[segment.media])
+    return Block(picture=picture, sim=segment.sim)
 
 
 def _sample(document: Sample, n: int, run: list[Block]) -> Sample:
     """The n-th sample of the document. A picture that comes twice in it is stored once."""
     number: dict[str, int] = {}
     media: list[Media] = []
-    data: list[bytes] = []
+    data: list[bytes | None] = []
     segments: list[Segment] = []
     for block in run:
         if block.picture is None:
@@ -109,7 +115,7 @@ def _sample(document: Sample, n: int, run: list[Block]) -> Sample:
             number[key] = len(media)
             media.append(block.picture.media)
             data.append(block.picture.data)
-        segments.append(Segment(type="image", media=number[key]))
+        segments.append(Segment(type="image", media=number[key], sim=block.sim))
     return dataclasses.replace(
         document,
         id=content_id(document.id, "part", str(n)),

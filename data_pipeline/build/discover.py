@@ -7,19 +7,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_pipeline.build.read import captions, html, interleaved, pdf, questions
+from data_pipeline.build.read import html, pdf
+from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.reading import IMAGE_SUFFIXES
-from data_pipeline.build.read.records import IMAGE_KEYS, load_records
+from data_pipeline.build.read.row_reader import PATTERNS, references
+from data_pipeline.build.read.rows.containers import read_rows
+from data_pipeline.build.read.rows.row import Unit
 from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.errors import ConfigError
 from data_pipeline.page import apply_overrides
 
 # In this order: `captions_interleaved.jsonl` is interleaved, `captions_qa.json` is captions.
-_RECORDS = {
-    "interleaved": interleaved.PATTERNS,
-    "captions": captions.PATTERNS,
-    "questions": questions.PATTERNS,
-}
+_RECORDS = {kind: PATTERNS[kind] for kind in ("interleaved", "captions", "questions")}
 _DOCUMENTS = {"html": html.SUFFIXES, "pdf": pdf.SUFFIXES}
 _ABOUT = ("readme*", "licen[cs]e*", "notice*", "origin*", "copying*", ".*")
 
@@ -97,19 +96,10 @@ def _images_of(sources: Iterable[dict[str, Any]], files: list[Path], folder: Pat
         if source["kind"] == "html":
             found |= {p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and p.is_relative_to(place)}
         elif source["kind"] in _RECORDS:
-            for record in load_records(place, place.name):
-                for reference in _references(record.value):
-                    candidates = ((b / reference).resolve() for b in (place.parent, place.parent / "images"))
-                    found |= {c for c in candidates if c.is_relative_to(folder)}
+            for row in read_rows(Tree.at(place), Unit(place.name)):
+                candidates = ((place.parent / name).resolve() for name in references(row))
+                found |= {c for c in candidates if c.is_relative_to(folder)}
     return found
-
-
-def _references(record: Any) -> list[str]:
-    if not isinstance(record, dict):
-        return []
-    elements = [record, *(e for e in record.get("sequence") or [] if isinstance(e, dict))]
-    named = (e.get(k) for e in elements for k in IMAGE_KEYS)
-    return [r for r in named if isinstance(r, str) and "\0" not in r and len(r) < 4096]
 
 
 def _is_about(path: Path) -> bool:

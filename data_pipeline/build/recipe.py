@@ -7,65 +7,42 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.build.dedup.config import DedupConfig
+from data_pipeline.build.fetch.config import NOT_COMPARED, FetchConfig
+from data_pipeline.build.filter.config import FilterConfig
+from data_pipeline.build.images.limits import ImageLimits
+from data_pipeline.build.read.pdf import PdfOptions
+from data_pipeline.build.read.row_reader import RowOptions
+from data_pipeline.build.read.source import DocumentSource, FileSource, SourceConfig
+from data_pipeline.build.read.warc import WarcSource
+from data_pipeline.build.synthesize.source import CALLS, SyntheticSource
 from data_pipeline.page import apply_overrides, find_page, load_page
 from data_pipeline.sample import SCHEMA_VERSION, content_id
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ImageLimits(_Strict):
-    """An image beyond these is filtered out: its sample with it, or in a document the image alone."""
-
-    max_pixels: int = Field(50_000_000, ge=1, description="checked from the header, before decoding")
-    max_bytes: int = Field(64 * 2**20, ge=1, description="a larger image file is not read")
-    min_side: int = Field(16, ge=1, description="pixels of the shorter side")
-    max_aspect: float = Field(8.0, ge=1, description="longer side / shorter side")
-
-
-class _Source(_Strict):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="the key in training mixtures")
-    license: str | None = Field(None, description="of everything in the source, unless a record says its own")
-
-
-class _FileSource(_Source):
-    path: str = Field(min_length=1, description="file or folder; relative paths count from the recipe")
-
-
-class _DocumentSource(_FileSource):
-    max_chars: int = Field(2000, ge=1, description="a document is cut into samples of at most this text")
-    max_images: int = Field(4, ge=1, description="... and at most so many images")
-    min_chars: int = Field(20, ge=0, description="a sample without an image and with less text is dropped")
-
-
-class HtmlSource(_DocumentSource):
+class HtmlSource(DocumentSource):
     kind: Literal["html"] = "html"
 
 
-class InterleavedSource(_DocumentSource):
+class InterleavedSource(DocumentSource, RowOptions):
     kind: Literal["interleaved"] = "interleaved"
 
 
-class CaptionsSource(_FileSource):
+class CaptionsSource(FileSource, RowOptions):
     kind: Literal["captions"] = "captions"
 
 
-class QuestionsSource(_FileSource):
+class QuestionsSource(FileSource, RowOptions):
     kind: Literal["questions"] = "questions"
 
 
-class PdfSource(_FileSource):
+class PdfSource(FileSource, PdfOptions):
     kind: Literal["pdf"] = "pdf"
-    dpi: int = Field(96, ge=18, le=600)
-    page_pixels: int = Field(2_000_000, ge=1, description="cap of a rendered page")
-    max_pages: int = Field(2000, ge=1, description="pages read of one file; the rest is counted as dropped")
 
 
-class ScenesSource(_Source):
+class ScenesSource(SourceConfig):
     kind: Literal["scenes"] = "scenes"
     style: Literal["alt", "dense", "questions", "dialogue", "text"]
     count: int = Field(ge=1, description="scenes; `questions` makes `per_scene` samples of each")
@@ -76,14 +53,23 @@ class ScenesSource(_Source):
 
 
 Source = Annotated[
-    HtmlSource | InterleavedSource | CaptionsSource | QuestionsSource | PdfSource | ScenesSource,
+    HtmlSource
+    | WarcSource
+    | InterleavedSource
+    | CaptionsSource
+    | QuestionsSource
+    | PdfSource
+    | SyntheticSource
+    | ScenesSource,
     Field(discriminator="kind"),
 ]
 
 
-class BuildRecipe(_Strict):
+class BuildRecipe(BaseModel):
     """Sources in, shards out. `tasks` sets how the inputs are divided, so the bytes depend on it;
     how many tasks run at once is a matter of the command line and changes nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = 0
@@ -93,7 +79,12 @@ class BuildRecipe(_Strict):
     )
     bad_inputs: Literal["stop", "drop"] = "stop"
     images: ImageLimits = ImageLimits()
-    formats: tuple[Literal["arrow", "webdataset"], ...] = ("arrow", "webdataset")
+    filters: FilterConfig = Field(FilterConfig(), description="of every source that names none of its own")
+    fetch: FetchConfig | None = Field(
+        None, description="fetch images that are named by address; without it they are refused"
+    )
+    dedup: DedupConfig | None = Field(None, description="copies that the finished dataset leaves out")
+    formats: tuple[Literal["arrow", "webdataset", "parquet"], ...] = ("arrow", "webdataset")
     shard_samples: int = Field(5000, ge=1)
     shard_bytes: int = Field(256 * 2**20, ge=1)
     sources: tuple[Source, ...] = Field(min_length=1)
@@ -107,6 +98,9 @@ class BuildRecipe(_Strict):
             raise ValueError("formats must hold 'arrow': training reads it; webdataset comes beside it")
         return self
 
+    def filters_by_source(self) -> dict[str, FilterConfig]:
+        return {s.name: s.filters or self.filters for s in self.sources}
+
 
 def load_build(path: str | Path, overrides: Sequence[str] = ()) -> tuple[BuildRecipe, Path]:
     """The recipe (a file, or the name of a shipped one) and the folder its relative paths count from."""
@@ -119,19 +113,27 @@ def load_build(path: str | Path, overrides: Sequence[str] = ()) -> tuple[BuildRe
     return load_page(file, BuildRecipe, prepare), file.parent.resolve()
 
 
-def source_path(source: _FileSource, root: Path) -> Path:
-    """Where the source lies. Raises ConfigError where nothing is there."""
-    path = (root / source.path).resolve()
-    if not path.exists():
-        raise ConfigError(
-            f"source '{source.name}': nothing at {path}\n"
-            f"  Correct its `path` in the recipe ('{source.path}', counted from {root}),\n"
-            f"  or say where the inputs are:  fovea data build RECIPE --inputs DIR"
-        )
-    return path
+def recipe_page(recipe: BuildRecipe) -> dict[str, Any]:
+    """The recipe to be kept with the dataset: reading it again gives the same recipe."""
+    page = recipe.model_dump(mode="json", exclude={"bad_inputs"})
+    # A key of a filter that is set overrides the preset, so only those are written that were set.
+    page["filters"] = recipe.filters.model_dump(mode="json", exclude_unset=True)
+    for source, written in zip(recipe.sources, page["sources"], strict=True):
+        if source.filters is not None:
+            written["filters"] = source.filters.model_dump(mode="json", exclude_unset=True)
+    return page
 
 
 def recipe_fingerprint(recipe: BuildRecipe) -> str:
-    """Equal for recipes that make equal bytes of equal inputs: no places, no policy on bad inputs."""
-    page = recipe.model_dump(mode="json", exclude={"bad_inputs": True, "sources": {"__all__": {"path"}}})
+    """Equal for recipes that make equal shards of equal inputs: no places, no paces, no policy on failures,
+    and nothing that works on finished shards."""
+    page = recipe.model_dump(
+        mode="json",
+        exclude={
+            "bad_inputs": True,
+            "dedup": True,
+            "sources": {"__all__": {"path", *CALLS}},
+            "fetch": set(NOT_COMPARED),
+        },
+    )
     return content_id(str(SCHEMA_VERSION), json.dumps(page, sort_keys=True))

@@ -2,32 +2,45 @@
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
+from rich.console import Console
 
 from data_pipeline.build.cut import CutDocuments, Size
+from data_pipeline.build.dedup.corpus import Corpus
+from data_pipeline.build.dedup.run import exclusions
 from data_pipeline.build.directory import is_task_done, locked, prepare
 from data_pipeline.build.discover import discover
 from data_pipeline.build.executor import Executor, Job, LocalExecutor
+from data_pipeline.build.fetch.step import FetchImages
+from data_pipeline.build.filter.presets import image_limits, word_files
+from data_pipeline.build.filter.steps import document_steps, text_steps
 from data_pipeline.build.images.check import CheckImages
+from data_pipeline.build.look.report import write_report
+from data_pipeline.build.progress import Progress
 from data_pipeline.build.read.reading import Reader
-from data_pipeline.build.recipe import (
-    BuildRecipe,
-    HtmlSource,
-    InterleavedSource,
-    load_build,
-    recipe_fingerprint,
-)
+from data_pipeline.build.read.source import DocumentSource
+from data_pipeline.build.read.warc import WarcReader
+from data_pipeline.build.recipe import BuildRecipe, load_build, recipe_fingerprint, recipe_page
 from data_pipeline.build.sources import listing, open_reader
 from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
+from data_pipeline.build.synthesize.local import local_endpoints
 from data_pipeline.build.write.shards import WriteShards
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest, TaskRecord, read_task_record, task_record_path, write_manifest
+from data_pipeline.manifest import (
+    Manifest,
+    TaskRecord,
+    read_task_record,
+    sha256_file,
+    task_record_path,
+    write_manifest,
+)
 from data_pipeline.sample import content_id
-from data_pipeline.view import remove_unnamed
+from data_pipeline.view import View, remove_unnamed, with_exclusions
 
 _SHOWN = 10
 
@@ -42,7 +55,7 @@ def build(
     bad_inputs: str | None = None,
     overrides: Sequence[str] = (),
     unread: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None,
+    console: Console | None = None,
 ) -> Manifest:
     """Build the dataset of `recipe` in `out` and return its manifest.
 
@@ -61,55 +74,84 @@ def build(
         recipe, base = load_build(recipe, overrides)
     root = Path(root).resolve() if root is not None else base
     directory = Path(out).resolve()
-    readers = {s.name: open_reader(s, root, recipe) for s in recipe.sources}
-    fingerprint = content_id(recipe_fingerprint(recipe), listing(readers, times=False))
-    with locked(directory):
-        finished = prepare(directory, recipe, fingerprint, stamp=listing(readers, times=True))
+    executor = executor or LocalExecutor(workers)
+    with ExitStack() as stack:
+        endpoints = stack.enter_context(local_endpoints(recipe.sources, root))
+        readers = {
+            s.name: open_reader(s, recipe, root=root, directory=directory, endpoints=endpoints)
+            for s in recipe.sources
+        }
+        lists = [sha256_file(path) for path in word_files(recipe.filters_by_source(), root)]
+        fingerprint = content_id(recipe_fingerprint(recipe), listing(readers, versions=False), *lists)
+        stack.enter_context(locked(directory))
+        finished = prepare(directory, recipe, fingerprint, stamp=listing(readers, versions=True))
         job = Job(
             name=f"fovea-{recipe.name}",
-            pipeline=_pipeline(recipe, readers, directory, fingerprint),
+            pipeline=_pipeline(recipe, readers, root, directory, fingerprint),
             tasks=recipe.tasks,
             logs=directory / "logs" / fingerprint,
             is_done=functools.partial(is_task_done, directory, recipe.tasks, fingerprint),
         )
-        if done := recipe.tasks - len(job.left()):
-            say(f"{done} of {recipe.tasks} tasks are done already")
-        (executor or LocalExecutor(workers)).run(
-            job, after=lambda done: say(f"{done} of {recipe.tasks} tasks are done")
-        )
+        with Progress(directory, fingerprint, console or Console(quiet=True)) as progress:
+            progress.update(recipe.tasks - len(job.left()), recipe.tasks)
+            for reader in readers.values():
+                if isinstance(reader, WarcReader):
+                    reader.prepare()
+            executor.run(job, after=lambda done: progress.update(done, recipe.tasks))
         records = [read_task_record(task_record_path(directory, t)) for t in range(recipe.tasks)]
         if (bad_inputs or recipe.bad_inputs) == "stop":
             _stop_at_bad_inputs(records, directory)
         manifest = Manifest(
             name=recipe.name,
             fingerprint=fingerprint,
-            recipe=recipe.model_dump(mode="json", exclude={"bad_inputs"}),
+            recipe=recipe_page(recipe),
             licences={s.name: s.license or "not stated" for s in recipe.sources},
             unread=tuple(unread),
             tasks=tuple(records),
             # What was withdrawn from the finished dataset stays withdrawn, whatever is built again.
             exclusions=finished.exclusions if finished else (),
         )
+        manifest = _without_copies(manifest, recipe, directory, executor)
         write_manifest(directory, manifest)
         remove_unnamed(directory, manifest)
+        write_report(directory)
     return manifest
 
 
 def _pipeline(
-    recipe: BuildRecipe, readers: dict[str, Reader], directory: Path, fingerprint: str
+    recipe: BuildRecipe, readers: dict[str, Reader], root: Path, directory: Path, fingerprint: str
 ) -> list[PipelineStep]:
-    sizes = {
-        s.name: Size(s.max_chars, s.max_images, s.min_chars)
-        for s in recipe.sources
-        if isinstance(s, HtmlSource | InterleavedSource)
-    }
+    """Cheap before expensive: text before an image is fetched, headers before pixels (see CheckImages)."""
+    filters = recipe.filters_by_source()
     steps = [
         ReadSources(readers),
-        CheckImages(recipe.images),
-        CutDocuments(sizes, recipe.heldout),
+        *text_steps(filters, root),
+        *([FetchImages(recipe.fetch, root)] if recipe.fetch else []),
+        CheckImages(
+            recipe.images, of_source={name: image_limits(f, recipe.images) for name, f in filters.items()}
+        ),
+        *document_steps(filters),
+        CutDocuments(
+            {
+                s.name: Size(s.max_chars, s.max_images, s.min_chars)
+                for s in recipe.sources
+                if isinstance(s, DocumentSource)
+            },
+            recipe.heldout,
+        ),
         Split(recipe.heldout),
     ]
     return [*steps, WriteShards(directory, recipe, fingerprint, tuple(s.name for s in steps))]
+
+
+def _without_copies(manifest: Manifest, recipe: BuildRecipe, directory: Path, executor: Executor) -> Manifest:
+    """The manifest with the exclusions of deduplication, if the recipe asks for it; it is not written yet."""
+    if recipe.dedup is None:
+        return with_exclusions(directory, manifest, "dedup", (), {})
+    view = View.open(directory, manifest, leave_out="dedup")
+    corpus = Corpus.of(directory, manifest, view)
+    found = exclusions(corpus, recipe.dedup, directory / "work", tasks=recipe.tasks, executor=executor)
+    return with_exclusions(directory, manifest, "dedup", found, recipe.dedup.model_dump(mode="json"))
 
 
 def _stop_at_bad_inputs(records: Sequence[TaskRecord], directory: Path) -> None:

@@ -1,14 +1,16 @@
 """Which reader opens which kind of source. A new kind is a model in recipe.py and a case here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipeline.build.read.captions import CaptionsReader
+from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.html import HtmlReader
-from data_pipeline.build.read.interleaved import InterleavedReader
 from data_pipeline.build.read.pdf import PdfReader
-from data_pipeline.build.read.questions import QuestionsReader
-from data_pipeline.build.read.reading import Folder, Reader
+from data_pipeline.build.read.reading import Reader
+from data_pipeline.build.read.row_reader import RowReader
 from data_pipeline.build.read.scenes import ScenesReader
+from data_pipeline.build.read.source import FileSource
+from data_pipeline.build.read.warc import WarcReader, WarcSource
 from data_pipeline.build.recipe import (
     BuildRecipe,
     CaptionsSource,
@@ -18,47 +20,53 @@ from data_pipeline.build.recipe import (
     QuestionsSource,
     ScenesSource,
     Source,
-    source_path,
 )
+from data_pipeline.build.synthesize.reader import SyntheticReader
+from data_pipeline.build.synthesize.source import SyntheticSource
+from data_pipeline.errors import ConfigError
 
 
-def open_reader(source: Source, root: Path, recipe: BuildRecipe) -> Reader:
+def open_reader(
+    source: Source, recipe: BuildRecipe, *, root: Path, directory: Path, endpoints: Mapping[str, str]
+) -> Reader:
+    """The reader of a source. Relative paths count from `root`; what readers keep goes below `directory`.
+
+    Raises ConfigError where the source's path leads nowhere, before anything is read.
+    """
     if isinstance(source, ScenesSource):
         return ScenesReader(source)
-    path = source_path(source, root)
-    folder = Folder(path if path.is_dir() else path.parent, recipe.images.max_bytes)
+    if isinstance(source, SyntheticSource):
+        cache = directory / "cache" / f"{source.name}.sqlite"
+        return SyntheticReader(source, (root / source.path).resolve(), cache, endpoints.get(source.name))
+    tree = _tree(source, recipe, root)
     match source:
         case HtmlSource():
-            return HtmlReader(source, path, folder, recipe.heldout)
-        case InterleavedSource():
-            return InterleavedReader(source, path, folder, recipe.heldout)
-        case CaptionsSource():
-            return CaptionsReader(source, path, folder)
-        case QuestionsSource():
-            return QuestionsReader(source, path, folder)
+            return HtmlReader(source.name, source.license, tree)
+        case WarcSource():
+            return WarcReader(source, tree, directory / "cache", keep_missing=recipe.fetch is not None)
+        case InterleavedSource() | CaptionsSource() | QuestionsSource():
+            return RowReader(source.name, source.kind, source.license, tree, source)
         case PdfSource():
-            return PdfReader(source, path, folder)
+            return PdfReader(source.name, source.license, tree, source)
 
 
-def _listing(inputs: dict[str, list[Path]], readers: dict[str, Reader], *, times: bool) -> str:
-    """The input files by name and size; with their times as well, to notice a repair of equal size."""
-    lines = []
-    for source, paths in inputs.items():
-        folder: Folder | None = getattr(readers[source], "folder", None)
-        for path in paths:
-            stat = path.stat()
-            name = folder.name(path) if folder else path.name
-            lines.append(f"{source}\t{name}\t{stat.st_size}" + (f"\t{stat.st_mtime_ns}" if times else ""))
-    return "\n".join(lines)
+def _tree(source: FileSource, recipe: BuildRecipe, root: Path) -> Tree:
+    try:
+        return Tree.at(
+            source.path, root, max_bytes=recipe.images.max_bytes, keep_remote=recipe.fetch is not None
+        )
+    except ConfigError as e:
+        raise ConfigError(
+            f"source '{source.name}': {e}\n"
+            f"  Correct its `path` in the recipe ('{source.path}', counted from {root}),\n"
+            f"  or say where the inputs are:  fovea data build RECIPE --inputs DIR"
+        ) from None
 
 
-def listing(readers: dict[str, Reader], *, times: bool) -> str:
-    """The input files by name and size; with their times as well, to notice a repair of equal size."""
-    lines = []
-    for source, reader in readers.items():
-        folder: Folder | None = getattr(reader, "folder", None)
-        for path in reader.inputs():
-            stat = path.stat()
-            name = folder.name(path) if folder else path.name
-            lines.append(f"{source}\t{name}\t{stat.st_size}" + (f"\t{stat.st_mtime_ns}" if times else ""))
-    return "\n".join(lines)
+def listing(readers: dict[str, Reader], *, versions: bool) -> str:
+    """The input files by name and size; with their versions as well, to notice a repair of equal size."""
+    return "\n".join(
+        f"{source}\t{s.name}\t{s.size}" + (f"\t{s.version}" if versions else "")
+        for source, reader in readers.items()
+        for s in reader.inputs()
+    )

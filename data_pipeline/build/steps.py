@@ -68,10 +68,10 @@ class Step(PipelineStep):
 
 
 def record(mark: dict, step: str) -> None:
-    """Note that the sample passed `step`, with what it then holds: the report shows it step by step."""
+    """Note that the sample passed `step`, with what it then holds and how many images it has lost so far."""
     sample: Sample = mark["sample"]
     chars = sum(len(s.text) for s in sample.segments if s.text)
-    mark["flow"] = (*mark["flow"], (step, len(sample.media), chars))
+    mark["flow"] = (*mark["flow"], (step, len(sample.media), chars, len(mark["cuts"])))
 
 
 def _fault(found: Cut | Dropped, sample: Sample, mark: dict) -> Fault:
@@ -79,7 +79,12 @@ def _fault(found: Cut | Dropped, sample: Sample, mark: dict) -> Fault:
     url = None if found.media is None else sample.media[found.media].url
     where = mark["where"] if url in (None, mark["file"]) else f"{mark['file']}, {mark['where']}"
     return Fault(
-        reason=found.reason, detail=found.detail, bad=found.bad, file=url or mark["file"], where=where
+        reason=found.reason,
+        detail=found.detail,
+        bad=found.bad,
+        file=url or mark["file"],
+        where=where,
+        image=sample.image_bytes[found.media] if isinstance(found, Cut) else None,
     )
 
 

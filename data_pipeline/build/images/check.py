@@ -221,9 +221,13 @@ class CheckImages(Step):
         media = list(sample.media)
         cuts = []
         for i, (medium, data) in enumerate(zip(sample.media, sample.image_bytes, strict=True)):
+            if data is None and medium.error:
+                continue  # a reference that the recipe keeps without its bytes
             found = inspect(data or b"", limits, page=medium.kind == "page")
             if isinstance(found, Refusal):
-                cuts.append(Cut(i, found.reason, found.detail, found.bad))
+                # What a web server sent in place of an image is nobody's file to repair.
+                bad = found.bad and not (medium.url or "").startswith(("http://", "https://"))
+                cuts.append(Cut(i, found.reason, found.detail, bad))
             else:
                 media[i] = _described(medium, found)
         checked = dataclasses.replace(sample, media=tuple(media))

@@ -111,7 +111,7 @@ def _samples(manifest: Manifest, split: str) -> int:
 def _personal(manifest: Manifest, found: dict[str, Any]) -> list[str]:
     """The steps that have to do with personal data, by their names and the recipe's keys."""
     steps = [s["step"] for s in found["total"]["steps"]]
-    named = [s for s in steps if any(word in s.lower() for word in (*_PERSONAL, "opt-out"))]
+    named = [s for s in steps if any(word in s.lower() for word in (*_PERSONAL, "withdraw", "opt-out"))]
     return named + [k for k in _keys(manifest.recipe) if any(word in k.lower() for word in _PERSONAL)]
 
 

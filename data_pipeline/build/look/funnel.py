@@ -13,7 +13,6 @@ from data_pipeline.manifest import Exclusions, Funnel, Manifest, StepCount, add_
 
 UNITS = ("samples", "images")
 WITH_SAMPLE = "went with its sample"
-NOT_SPLIT = "reasons are noted for the source as a whole"
 
 
 def funnel(manifest: Manifest) -> dict[str, Any]:
@@ -88,14 +87,19 @@ def _ledger(counts: Funnel, exclusions: Iterable[Exclusions], sources: list[str]
 
 def _build_steps(counts: Funnel) -> Iterator[dict[str, Any]]:
     steps = counts.steps or (
-        StepCount(step="build", samples=counts.written, images=counts.images_written, dropped=counts.dropped),
+        StepCount(
+            step="build",
+            samples=counts.written,
+            images=counts.images_written,
+            dropped=counts.dropped,
+            images_dropped=counts.images_dropped,
+        ),
     )
     added = _added(steps)
     before = {"samples": counts.read - added["samples"], "images": counts.images_read - added["images"]}
     chars = None
     for step in steps:
         more = added if step.step == CutDocuments.name else dict.fromkeys(UNITS, 0)
-        images = before["images"] + more["images"]
         yield {
             "step": step.step,
             "stage": "build",
@@ -109,7 +113,7 @@ def _build_steps(counts: Funnel) -> Iterator[dict[str, Any]]:
                 "in": before["images"],
                 "added": more["images"],
                 "out": step.images,
-                "dropped": _image_reasons(step, images - step.images),
+                "dropped": dict(step.images_dropped),
             },
             "text_chars": {"in": chars, "out": step.text_chars},
         }
@@ -122,17 +126,9 @@ def _added(steps: tuple[StepCount, ...]) -> dict[str, int]:
         if step.step == CutDocuments.name:
             return {
                 "samples": step.samples + sum(step.dropped.values()) - before.samples,
-                "images": step.images + sum(_image_reasons(step, 0).values()) - before.images,
+                "images": step.images + sum(step.images_dropped.values()) - before.images,
             }
     return dict.fromkeys(UNITS, 0)
-
-
-def _image_reasons(step: StepCount, gone: int) -> dict[str, int]:
-    """Why images left at this step; where the record does not say, how many."""
-    reasons: dict[str, int] | None = getattr(step, "images_dropped", None)
-    if reasons is not None:
-        return dict(reasons)
-    return {NOT_SPLIT: gone} if gone else {}
 
 
 def _exclusion_step(record: Exclusions, sources: list[str], before: dict[str, int]) -> dict[str, Any]:
@@ -203,9 +199,6 @@ def _block(title: str, ledger: dict[str, Any]) -> list[str]:
     for number, row in enumerate(rows):
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         lines += ["  ".join(cells).rstrip(), *notes.get(number, [])]
-    if any(NOT_SPLIT in step["images"]["dropped"] for step in ledger["steps"]):
-        whole = sorted(ledger["dropped"]["images"].items(), key=lambda r: (-r[1], r[0]))
-        lines += [f"    {n:,} images in all: {_printable(reason)}" for reason, n in whole]
     return lines
 
 

@@ -12,6 +12,7 @@ def document_item(
 ) -> Item:
     """The sample of a run of blocks. A picture that comes twice is stored once."""
     segments: list[Segment] = []
+    number: dict[str, int] = {}
     media: list[Media] = []
     data: list[bytes] = []
     cuts = tuple(b.cut for b in blocks if b.cut is not None)
@@ -19,12 +20,12 @@ def document_item(
         if block.text:
             segments.append(Segment(type="text", text=block.text, role=HEADING if block.heading else None))
         if block.picture is not None:
-            ids = [m.media_id for m in media]
-            if block.picture.media.media_id not in ids:
-                ids.append(block.picture.media.media_id)
+            key = block.picture.media.media_id
+            if key not in number:
+                number[key] = len(media)
                 media.append(block.picture.media)
                 data.append(block.picture.data)
-            segments.append(Segment(type="image", media=ids.index(block.picture.media.media_id)))
+            segments.append(Segment(type="image", media=number[key]))
     content = [s.text or media[s.media or 0].media_id for s in segments]
     sample = Sample(
         id=content_id(source, file, where, *content),

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from data_pipeline.build.read.reading import Fault, Picture
+from data_pipeline.build.read.reading import Fault, Picture, Stamp
 from data_pipeline.errors import ConfigError, PreflightError
 from data_pipeline.sample import Media, content_id
 
@@ -32,15 +32,6 @@ MAX_IMAGE_BYTES = 64 * 2**20
 _BUFFER = 2**20
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _DATA_URI = re.compile(r"^data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """A file as it was found: `version` is its time or etag, which changes when the file does."""
-
-    name: str
-    size: int
-    version: str
 
 
 @dataclass(frozen=True)
@@ -177,7 +168,7 @@ class Tree:
                 media = Media(
                     media_id=content_id(reference), url=reference, alt=alt or None, error=NOT_FETCHED
                 )
-                return Picture(media, cast(bytes, None))
+                return Picture(media, None)
             return fault("remote image", f"'{shown}' is no local file; nothing is fetched from the network")
         try:
             paths = [self._inside(base, reference) for base in bases]

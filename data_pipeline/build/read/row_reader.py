@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field
 
 from data_pipeline.build.read.documents import document_item
-from data_pipeline.build.read.files import Stamp, Tree
+from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.layouts import (
     captions,
     cauldron,
@@ -24,7 +24,7 @@ from data_pipeline.build.read.layouts import (
     sequence,
 )
 from data_pipeline.build.read.layouts.fields import Found, NoPicture, Pictures, Unfit, as_metadata, sample_id
-from data_pipeline.build.read.reading import IMAGE_SUFFIXES, Fault, Item
+from data_pipeline.build.read.reading import IMAGE_SUFFIXES, Fault, Item, Stamp
 from data_pipeline.build.read.rows.containers import NAMED_SUFFIXES, SUFFIXES, read_rows, row_files, units_of
 from data_pipeline.build.read.rows.row import Row, Unit
 from data_pipeline.errors import ConfigError, DataError
@@ -71,9 +71,6 @@ class RowOptions(BaseModel):
     )
     files: str | None = Field(
         None, description="of a folder, the files whose names match this glob; else by their endings"
-    )
-    fetch: bool = Field(
-        False, description="keep http(s) pictures as addresses, for the step that fetches them"
     )
 
 
@@ -153,8 +150,7 @@ class RowReader:
         if layout is fovea:
             sample = fovea.read(row, self.name, self.license)
             return Item(file=row.file, where=row.where, sample=sample)
-        tree = dataclasses.replace(self.tree, keep_remote=self.options.fetch)
-        found: Found = layout.read(row, Pictures(tree, row))
+        found: Found = layout.read(row, Pictures(self.tree, row))
         return self._document(row, found) if layout.DOCUMENTS else self._sample(row, found)
 
     def _layout(self, value: Mapping[str, object]) -> ModuleType:

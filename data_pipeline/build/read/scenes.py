@@ -3,10 +3,9 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from data_pipeline.build.read.questions import dialogue
-from data_pipeline.build.read.reading import Item, as_json
+from data_pipeline.build.read.layouts.turns import questions_and_answers
+from data_pipeline.build.read.reading import Item, Stamp, as_json
 from data_pipeline.build.recipe import ScenesSource
 from data_pipeline.build.scenes.draw import VERSION, Scene
 from data_pipeline.build.scenes.text import alt_text, ask, fact
@@ -17,7 +16,7 @@ from data_pipeline.sample import Media, Sample, Segment, content_id
 class ScenesReader:
     source: ScenesSource
 
-    def inputs(self) -> list[Path]:
+    def inputs(self) -> list[Stamp]:
         return []
 
     def units(self) -> range:
@@ -29,7 +28,11 @@ class ScenesReader:
         if source.style == "text":
             q = fact(rng)
             yield self._item(
-                unit, 0, None, dialogue([(q.text, q.answer)], image=False), {"question_type": q.type}
+                unit,
+                0,
+                None,
+                questions_and_answers([(q.text, q.answer)], image=False),
+                {"question_type": q.type},
             )
             return
         scene = Scene.at(source.seed, unit)
@@ -41,11 +44,11 @@ class ScenesReader:
                 yield self._item(unit, 0, scene, _caption(scene.describe(), "recaption"), known)
             case "questions":
                 for n, q in enumerate(ask(scene, rng, source.per_scene)):
-                    turns = dialogue([(q.text, q.answer)], image=True)
+                    turns = questions_and_answers([(q.text, q.answer)], image=True)
                     yield self._item(unit, n, scene, turns, {**known, "question_type": q.type})
             case "dialogue":
                 questions = ask(scene, rng, rng.choice((4, 5, 6)))
-                turns = dialogue([(q.text, q.answer) for q in questions], image=True)
+                turns = questions_and_answers([(q.text, q.answer) for q in questions], image=True)
                 yield self._item(
                     unit, 0, scene, turns, {**known, "question_type": [q.type for q in questions]}
                 )

@@ -60,6 +60,11 @@ class Yield:
     text_chars: int
 
 
+def step_of(column: str) -> str:
+    """The step under which the exclusions of a rule on this column are committed."""
+    return f"filter-{column}".replace("_", "-")
+
+
 def select(directory: Path, keep: str) -> Iterator[Exclusion]:
     """What the rule `keep` excludes: samples, or single images. What has no score stays."""
     rule = Rule.parse(keep)

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.build.read.questions import dialogue
-from data_pipeline.build.read.reading import Fault, Folder, Item, as_json
+from data_pipeline.build.read.files import Tree
+from data_pipeline.build.read.layouts.turns import questions_and_answers
+from data_pipeline.build.read.reading import Fault, Item, Stamp, as_json
 from data_pipeline.build.synthesize.answers import pairs
 from data_pipeline.build.synthesize.cache import AnswerCache
 from data_pipeline.build.synthesize.checks import agreement, scores, verdict
@@ -70,13 +71,10 @@ class SyntheticReader:
                 f"it holds {', '.join(sorted(known))}"
             )
 
-    @property
-    def folder(self) -> Folder:
-        return Folder(self.path, MAX_IMAGE)
-
-    def inputs(self) -> list[Path]:
-        named = [self.path / e.path for e in read_manifest(self.path).exclusions]
-        return [self.path / MANIFEST, *named, *(self.path / s.path for s in self._shards())]
+    def inputs(self) -> list[Stamp]:
+        """The manifest names all that the dataset shows: its shards by digest, and what it excludes."""
+        tree = Tree.at(self.path)
+        return [tree.stamp(MANIFEST), *(tree.stamp(s.path) for s in self._shards())]
 
     def units(self) -> list[Chunk]:
         step = self.source.chunk
@@ -224,7 +222,7 @@ class SyntheticReader:
             kind="caption" if asked is None else "instruct",
             source=s.name,
             license=parent.license or s.license,
-            segments=_recaptioned(w, text) if asked is None else dialogue(asked, image=True),
+            segments=_recaptioned(w, text) if asked is None else questions_and_answers(asked, image=True),
             media=(media,),
             image_bytes=(parent.image_bytes[w.media],),
             synthetic=synthetic,

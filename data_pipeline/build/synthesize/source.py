@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_pipeline.build.read.source import FileSource
 from data_pipeline.build.synthesize.prompts import PROMPTS, Prompt, named
 from data_pipeline.errors import nearest
 
@@ -38,13 +39,14 @@ class KeepLimits(_Strict):
     )
 
 
-class SyntheticSource(_Strict):
-    """Text about the images of a dataset that is built already, written by a model."""
+# Where and how answers are asked for; they do not change what a synthetic source is.
+CALLS = ("endpoint", "checkpoint", "api_key_env", "concurrency", "deadline_s", "retries", "failures")
+
+
+class SyntheticSource(FileSource):
+    """Text about the images of a dataset that is built already (`path`), written by a model."""
 
     kind: Literal["synthetic"] = "synthetic"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="the key in training mixtures")
-    license: str | None = Field(None, description="where the parent sample does not state its own")
-    path: str = Field(min_length=1, description="a built dataset; relative paths count from the recipe")
     from_sources: tuple[str, ...] = Field((), description="its sources to read; none named: all")
     split: Literal["train", "heldout"] | None = Field("train", description="null: both")
     task: Task

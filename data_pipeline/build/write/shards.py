@@ -10,9 +10,11 @@ from typing import Any
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from data_pipeline.build.look.examples import Examples, write_examples
 from data_pipeline.build.read.reading import Fault
 from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.build.split import split_of
+from data_pipeline.build.steps import record
 from data_pipeline.build.write.shard import MAX_SAMPLE_BYTES, ShardWriter, sample_bytes
 from data_pipeline.manifest import (
     Funnel,
@@ -40,7 +42,7 @@ class WriteShards(PipelineStep):
         self.directory = directory
         self.recipe = recipe
         self.fingerprint = fingerprint
-        self.steps = steps
+        self.steps = (*steps, self.name)
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         task = _Task(self.directory, self.recipe, rank, self.steps)
@@ -54,16 +56,18 @@ class WriteShards(PipelineStep):
                 for line in task.take(doc):
                     listing.write((json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n").encode())
                 yield doc
-        record = TaskRecord(
+        listed = (dropped, write_examples(self.directory, rank, task.examples))
+        files = {**task.files, **{path: sha256_file(self.directory / path) for path in listed}}
+        task_record = TaskRecord(
             task=rank,
             tasks=world_size,
             fingerprint=self.fingerprint,
             shards=tuple(sorted(task.shards, key=lambda s: s.path)),
             funnel=task.funnel,
             bad_inputs=tuple(task.bad_inputs),
-            files=dict(sorted({**task.files, dropped: sha256_file(self.directory / dropped)}.items())),
+            files=dict(sorted(files.items())),
         )
-        write_task_record(self.directory, record)
+        write_task_record(self.directory, task_record)
 
 
 class _Task:
@@ -78,6 +82,7 @@ class _Task:
         self.files: dict[str, str] = {}
         self.funnel: dict[str, Funnel] = {}
         self.bad_inputs: list[dict[str, str]] = []
+        self.examples = Examples()
 
     def __enter__(self) -> "_Task":
         return self
@@ -91,15 +96,15 @@ class _Task:
         mark = doc.metadata
         if mark["fault"] is None and (large := _too_large(mark)) is not None:
             mark["fault"], mark["at"] = large, WriteShards.name
+        elif mark["fault"] is None:
+            record(mark, WriteShards.name)
         fault: Fault | None = mark["fault"]
         self.counted.flow(mark)
         for cut in mark["cuts"]:
-            self.counted.images_dropped[cut.reason] += 1
+            self.examples.add_image(mark["source"], cut, mark["sample"], cut.image)
             yield self._listed(cut, doc, "image")
         if fault is not None:
-            self.counted.dropped[fault.reason] += 1
-            if (sample := mark["sample"]) is not None and sample.media:
-                self.counted.images_dropped[fault.reason] += len(sample.media)
+            self.examples.add_sample(mark["source"], fault, mark["sample"])
             yield self._listed(fault, doc, "sample")
             return
         split = split_of(mark["sample"], self.recipe.heldout)
@@ -147,40 +152,50 @@ class _Counted:
 
     def __init__(self, steps: tuple[str, ...]) -> None:
         self.written = self.images_written = 0
-        self.dropped: Counter[str] = Counter()
-        self.images_dropped: Counter[str] = Counter()
         self.steps: dict[str, list[int]] = {name: [0, 0, 0] for name in steps}
-        self.ended: dict[str, Counter[str]] = {}
+        self.dropped: dict[str, Counter[str]] = {name: Counter() for name in steps}
+        self.images_dropped: dict[str, Counter[str]] = {name: Counter() for name in steps}
 
     def flow(self, mark: dict) -> None:
-        """Which steps the sample passed, with what it then held; and at which one it ended."""
-        for step, images, chars in mark["flow"]:
-            passed = self.steps.setdefault(step, [0, 0, 0])
+        """Which steps the sample passed, with what it then held; what it lost there, and where it ended."""
+        before = 0
+        for step, images, chars, cuts in mark["flow"]:
             for i, n in enumerate((1, images, chars)):
-                passed[i] += n
-        if mark["fault"] is not None:
-            self.steps.setdefault(mark["at"], [0, 0, 0])
-            self.ended.setdefault(mark["at"], Counter())[mark["fault"].reason] += 1
+                self.steps[step][i] += n
+            self.images_dropped[step].update(c.reason for c in mark["cuts"][before:cuts])
+            before = cuts
+        if (fault := mark["fault"]) is not None:
+            at = mark["at"]
+            self.dropped[at][fault.reason] += 1
+            self.images_dropped[at].update(c.reason for c in mark["cuts"][before:])
+            if (sample := mark["sample"]) is not None and sample.media:
+                self.images_dropped[at][fault.reason] += len(sample.media)
 
     def funnel(self, read: int, images_read: int) -> Funnel:
         return Funnel(
             read=read,
             written=self.written,
-            dropped=dict(sorted(self.dropped.items())),
+            dropped=_total(self.dropped),
             images_read=images_read,
             images_written=self.images_written,
-            images_dropped=dict(sorted(self.images_dropped.items())),
+            images_dropped=_total(self.images_dropped),
             steps=tuple(
                 StepCount(
                     step=step,
                     samples=samples,
                     images=images,
                     text_chars=chars,
-                    dropped=dict(sorted(self.ended.get(step, {}).items())),
+                    dropped=dict(sorted(self.dropped[step].items())),
+                    images_dropped=dict(sorted(self.images_dropped[step].items())),
                 )
                 for step, (samples, images, chars) in self.steps.items()
             ),
         )
+
+
+def _total(of_steps: dict[str, Counter[str]]) -> dict[str, int]:
+    """The reasons of all steps together."""
+    return dict(sorted(sum(of_steps.values(), Counter()).items()))
 
 
 def _too_large(mark: dict) -> Fault | None:

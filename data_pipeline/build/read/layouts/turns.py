@@ -98,3 +98,12 @@ def _check_order(role: str, last: str, first: bool) -> None:
     if role not in allowed[last]:
         after = "first" if first else f"after {last}"
         raise Unfit("roles out of order", f"{role} {after}, expected {' or '.join(allowed[last])}")
+
+
+def questions_and_answers(turns: Sequence[tuple[str, str]], *, image: bool) -> tuple[Segment, ...]:
+    """Pairs of question and answer as a dialogue; with `image`, the only picture opens the first question."""
+    messages = []
+    for n, (question, answer) in enumerate(turns):
+        opening = (None,) if image and n == 0 else ()
+        messages += [Message("user", (*opening, question)), Message("assistant", (answer,))]
+    return dialogue(messages)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from data_pipeline.build.read.files import Stamp, Tree
-from data_pipeline.build.read.reading import Fault
+from data_pipeline.build.read.files import Tree
+from data_pipeline.build.read.reading import Fault, Stamp
 from data_pipeline.build.read.rows.columns import arrow, parquet
 from data_pipeline.build.read.rows.json_file import json_file
 from data_pipeline.build.read.rows.lines import compressed_lines, json_lines, separated_values
