@@ -45,8 +45,11 @@ class WarcSource(DocumentSource):
 
 @dataclass(frozen=True)
 class WarcReader:
-    """`work`: where the index of images is kept. `keep_missing`: an image that the crawl does not hold stays
-    as a reference (`Media.error` is NOT_FETCHED, no bytes) for the step that fetches; else it is cut."""
+    """`work`: where the index of images is kept, in a folder of the source's name.
+
+    `keep_missing`: an image that the crawl does not hold stays as a reference (`Media.error` is NOT_FETCHED,
+    no bytes) for the step that fetches; else it is cut.
+    """
 
     source: WarcSource
     tree: Tree
@@ -65,7 +68,9 @@ class WarcReader:
     def prepare(self) -> Path:
         """Build the index of images. Call it once before tasks start: else each builds it for itself."""
         if not self._index:
-            self._index.append(build_index(self.tree, self.inputs(), self.work, self._max_bytes))
+            self._index.append(
+                build_index(self.tree, self.inputs(), self.work / self.source.name, self._max_bytes)
+            )
         return self._index[0]
 
     def records_by_kind(self) -> Counter[str]:

@@ -240,6 +240,8 @@ def test_a_bomb_stops_at_the_cap_in_bounded_memory(tmp_path):
     tracemalloc.stop()
     assert found == {"payload too large": 1, "image file too large": 1, "broken record": 1}
     assert peak < 128 * 2**20
+    (bomb_file,) = [i.fault for i in reader(tmp_path).read("b.warc.gz")]
+    assert "a bomb: unpacks to more than 200 times its size" in bomb_file.detail
 
 
 def test_records_of_other_kinds_are_counted_and_are_no_faults(tmp_path):
@@ -296,6 +298,7 @@ def grown(part: bytes, by: int) -> bytes:
         (".warc.gz", lambda a, b, c: a + b"garbage" * 99 + b + c, "012", [True]),
         (".warc.gz", lambda a, b, c: a + b[:200] + c, "02", [True]),
         (".warc.gz", lambda a, b, c: a + b[:-3] + c, "02", [True]),
+        (".warc.gz", lambda a, b, c: a + b[:-8] + bytes(4) + b[-4:] + c, "02", [True]),  # its checksum
         (".warc.gz", lambda a, b, c: a + b[:150] + bytes(50) + b[200:] + c, "02", [True]),
         (".warc.gz", lambda a, b, c: a + b + c[:-40], "01", [True]),
         (".warc.gz", lambda a, b, c: a + b + c + bytes(5000), "012", []),
@@ -373,18 +376,18 @@ def test_the_index_is_taken_as_it_is_until_a_file_changes(tmp_path, monkeypatch)
     write(tmp_path / "a.warc", record("http://h.org/r.png", RED, "image/png"))
     write(tmp_path / "b.warc", record(PAGE, page("<img src=/r.png>")))
     assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
-    before = (tmp_path / "work" / warc_index.NAME).read_bytes()
+    before = (tmp_path / "work/crawl" / warc_index.NAME).read_bytes()
     assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
     assert read_files == ["a.warc", "b.warc"]
-    assert (tmp_path / "work" / warc_index.NAME).read_bytes() == before
+    assert (tmp_path / "work/crawl" / warc_index.NAME).read_bytes() == before
     write(tmp_path / "0.warc", record("http://h.org/r.png", BLUE, "image/png"))
     assert [s.image_bytes for s in samples(tmp_path)] == [(BLUE,)], "the first file that holds it"
     assert read_files == ["a.warc", "b.warc", "0.warc"], "what did not change is taken over"
     (tmp_path / "0.warc").unlink()
     assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
-    (tmp_path / "work" / warc_index.NAME).write_bytes(b"no database at all" * 999)
+    (tmp_path / "work/crawl" / warc_index.NAME).write_bytes(b"no database at all" * 999)
     assert [s.image_bytes for s in samples(tmp_path)] == [(RED,)]
-    assert [p.name for p in (tmp_path / "work").iterdir()] == [warc_index.NAME]
+    assert [p.name for p in (tmp_path / "work/crawl").iterdir()] == [warc_index.NAME]
 
 
 def test_an_index_that_is_not_finished_does_not_exist(tmp_path, monkeypatch):
@@ -396,7 +399,7 @@ def test_an_index_that_is_not_finished_does_not_exist(tmp_path, monkeypatch):
     monkeypatch.setattr(warc_index.os, "fsync", die)
     (item,) = read(tmp_path)
     assert item.fault.reason == "unreadable file"
-    assert list((tmp_path / "work").iterdir()) == []
+    assert list((tmp_path / "work/crawl").iterdir()) == []
 
 
 def test_a_record_larger_than_the_cap_is_a_fault_and_what_follows_is_read(tmp_path):
