@@ -26,7 +26,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
               "fovea data build demo --inputs data/raw --out data/demo\n"
               "  fovea data build my_documents/ --out data/mine --bad-inputs drop")  # fmt: skip
     p.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file, the name of a shipped recipe, or a folder of documents"
+        "recipe", metavar="RECIPE", help="a YAML file, the name of a shipped recipe, or a folder (./NAME)"
     )
     p.add_argument(
         "--out", type=Path, metavar="DIR", help="where the dataset goes (default: data/<recipe's name>)"
@@ -102,9 +102,10 @@ def _build(args: argparse.Namespace) -> int:
     from data_pipeline.build.look.funnel import funnel, table
     from data_pipeline.build.look.stats import stats
     from data_pipeline.build.look.stats import table as stats_table
+    from data_pipeline.build.recipe import is_folder
     from data_pipeline.build.run import build
 
-    name = Path(args.recipe).resolve().name if Path(args.recipe).is_dir() else Path(args.recipe).stem
+    name = Path(args.recipe).resolve().name if is_folder(args.recipe) else Path(args.recipe).stem
     out = args.out or Path("data") / name
     manifest = build(
         args.recipe,

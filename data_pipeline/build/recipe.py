@@ -102,6 +102,12 @@ class BuildRecipe(BaseModel):
         return {s.name: s.filters or self.filters for s in self.sources}
 
 
+def is_folder(recipe: str | Path) -> bool:
+    """Whether this names a folder of documents. A bare name that a shipped recipe has is that recipe, even
+    beside a folder of the same name: that one is `./name`."""
+    return Path(recipe).is_dir() and not (RECIPES / f"{recipe}.yaml").is_file()
+
+
 def load_build(path: str | Path, overrides: Sequence[str] = ()) -> tuple[BuildRecipe, Path]:
     """The recipe (a file, or the name of a shipped one) and the folder its relative paths count from."""
 

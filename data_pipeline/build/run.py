@@ -24,7 +24,7 @@ from data_pipeline.build.progress import Progress
 from data_pipeline.build.read.reading import Reader
 from data_pipeline.build.read.source import DocumentSource
 from data_pipeline.build.read.warc import WarcReader
-from data_pipeline.build.recipe import BuildRecipe, load_build, recipe_fingerprint, recipe_page
+from data_pipeline.build.recipe import BuildRecipe, is_folder, load_build, recipe_fingerprint, recipe_page
 from data_pipeline.build.sources import listing, open_reader
 from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
@@ -67,7 +67,7 @@ def build(
     """
     if isinstance(recipe, BuildRecipe):
         base = Path.cwd()
-    elif Path(recipe).is_dir():
+    elif is_folder(recipe):
         base = Path(recipe).resolve()
         recipe, unread = discover(base, overrides)
     else:

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from data_pipeline.build.recipe import BuildRecipe, load_build
+from data_pipeline.build.recipe import BuildRecipe, is_folder, load_build
 from data_pipeline.build.run import build
 from data_pipeline.build.verify import verify
 from data_pipeline.errors import ConfigError, DataError
@@ -83,7 +83,7 @@ def test_a_directory_with_shards_of_unknown_origin_is_refused(tmp_path):
 CHILD = """
 import sys
 from data_pipeline.build import run
-from data_pipeline.build.recipe import load_build
+from data_pipeline.build.recipe import is_folder, load_build
 recipe, root = load_build(sys.argv[1])
 if __name__ == "__main__":
     run.build(recipe, sys.argv[2], root=root, workers=int(sys.argv[3]))
@@ -101,7 +101,7 @@ DEADLY = """
 import os, signal, sys
 from data_pipeline.build import run
 from data_pipeline.build.images.check import CheckImages
-from data_pipeline.build.recipe import load_build
+from data_pipeline.build.recipe import is_folder, load_build
 from data_pipeline.errors import TransientError
 
 def deadly(self, data, rank=0, world_size=1, whole=CheckImages.run):
@@ -205,3 +205,11 @@ sys.exit(str(heavy) if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_shipped_recipe_is_found_beside_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert not is_folder("demo")
+    assert is_folder("./demo")
+    assert is_folder(tmp_path / "demo")
