@@ -40,7 +40,8 @@ class Size:
 
 
 class CutDocuments(PipelineStep):
-    """Turns each document of the sources in `sizes` into its samples; other sources pass as they are."""
+    """Turns each document of the sources in `sizes` into its samples. Other sources pass as they are, and so
+    does what is no web document: a crawl's PDF pages, a caption among documents."""
 
     type = "cut"
     name = "cut into samples"
@@ -58,7 +59,7 @@ class CutDocuments(PipelineStep):
                 mark["read"] += more
                 mark["images_read"] += more_images
                 more = more_images = 0
-            elif mark["fault"] is None and (size := self.sizes.get(mark["source"])) is not None:
+            elif mark["fault"] is None and (size := self._size(mark)) is not None:
                 pieces = _samples(mark["sample"], size, self.heldout)
                 assert pieces, "the steps before drop a document of which nothing is left"
                 more += len(pieces) - 1
@@ -69,6 +70,9 @@ class CutDocuments(PipelineStep):
             elif mark["fault"] is None:
                 record(mark, self.name)
             yield doc
+
+    def _size(self, mark: dict) -> Size | None:
+        return self.sizes.get(mark["source"]) if mark["sample"].kind in ("interleaved", "text") else None
 
     def _document(self, doc: Document, piece: Sample, n: int, size: Size) -> Document:
         where = f"{doc.metadata['where']}, part {n}" if n else doc.metadata["where"]

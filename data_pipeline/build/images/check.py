@@ -226,7 +226,8 @@ class CheckImages(Step):
             found = inspect(data or b"", limits, page=medium.kind == "page")
             if isinstance(found, Refusal):
                 # What a web server sent in place of an image is nobody's file to repair.
-                bad = found.bad and not (medium.url or "").startswith(("http://", "https://"))
+                address = medium.url or sample.url or ""  # one inside a web page has none of its own
+                bad = found.bad and not address.startswith(("http://", "https://"))
                 cuts.append(Cut(i, found.reason, found.detail, bad))
             else:
                 media[i] = _described(medium, found)

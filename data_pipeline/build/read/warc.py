@@ -1,8 +1,11 @@
 """Crawls: the HTML records of WARC and ARC files as whole documents, their images out of the same crawl.
 
-Nothing is fetched from the network. A page comes as one sample; a later step cuts it.
+Nothing is fetched from the network. A web page comes as one sample, which a later step cuts; a PDF record as
+a sample for each of its pages. Every crawl holds damage: it is counted, and only a file without any sound
+record is a bad input.
 """
 
+import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +22,7 @@ from data_pipeline.build.read.dom import Image, Page, Text, directives, read_pag
 from data_pipeline.build.read.dom_decode import decode
 from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri, sniff
 from data_pipeline.build.read.files import NOT_FETCHED, Tree
+from data_pipeline.build.read.pdf import read_pdf_bytes
 from data_pipeline.build.read.reading import Fault, Item, Picture, Stamp, as_json, begins_with
 from data_pipeline.build.read.source import DocumentSource
 from data_pipeline.build.read.warc_http import WarcRecord, parse
@@ -37,6 +41,9 @@ class WarcSource(DocumentSource):
     """A crawl: every page is one document; images that no record holds are cut, or kept to be fetched."""
 
     kind: Literal["warc"] = "warc"
+    records: tuple[Literal["html", "pdf"], ...] = Field(
+        ("html",), min_length=1, description="which are read: web pages, PDF files (a sample for each page)"
+    )
     honour_robots: bool = Field(
         True,
         description="drop what noindex, noai or noimageai (meta, X-Robots-Tag) or TDM-Reservation keep out",
@@ -65,8 +72,13 @@ class WarcReader:
     def units(self) -> list[str]:
         return self.tree.files(SUFFIXES)
 
-    def prepare(self) -> Path:
+    def prepare(self) -> None:
         """Build the index of images. Call it once before tasks start: else each builds it for itself."""
+        if "html" in self.source.records:  # PDF files bring their images with them
+            self.index()
+
+    def index(self) -> Path:
+        """Where images lie, by address: made, or taken as it is. Raises OSError of the file system."""
         if not self._index:
             self._index.append(
                 build_index(self.tree, self.inputs(), self.work / self.source.name, self._max_bytes)
@@ -75,15 +87,15 @@ class WarcReader:
 
     def records_by_kind(self) -> Counter[str]:
         """Of the whole source, also of files that other tasks read."""
-        return kinds_of(self.prepare())
+        return kinds_of(self.index())
 
     def read(self, unit: str) -> Iterator[Item]:
         try:
-            crawl = Crawl(self.prepare(), self.tree, self.tree.max_bytes)
-            try:
-                yield from self._items(unit, crawl)
-            finally:
-                crawl.close()
+            if "html" in self.source.records:
+                with contextlib.closing(Crawl(self.index(), self.tree, self.tree.max_bytes)) as crawl:
+                    yield from self._items(unit, crawl)
+            else:
+                yield from self._items(unit, None)
         except OSError as e:
             yield _unreadable(unit, f"cannot be read: {e.strerror or e}")
 
@@ -99,27 +111,50 @@ class WarcReader:
     def _max_bytes(self) -> int:
         return max(self.tree.max_bytes, MAX_PAGE_BYTES)
 
-    def _items(self, unit: str, crawl: Crawl) -> Iterator[Item]:
-        seen = False
+    def _items(self, unit: str, crawl: Crawl | None) -> Iterator[Item]:
+        """`crawl` is there if web pages are read."""
+        sound = False
         for raw, record in self.web_records(unit):
-            seen = True
+            sound = sound or isinstance(raw, RawRecord)
             where = f"record {raw.number} at byte {raw.offset}"
 
-            def failed(reason: str, detail: str, bad: bool, where: str = where) -> Item:
-                return Item.failed(Fault(reason=reason, detail=detail, bad=bad, file=unit, where=where))
+            def failed(reason: str, detail: str, where: str = where) -> Item:
+                return Item.failed(Fault(reason=reason, detail=detail, bad=False, file=unit, where=where))
 
             if isinstance(raw, Broken):
-                yield failed("broken record", raw.detail, raw.bad)
-            elif record.kind == "html" and record.payload is None:
-                yield failed(*cast(tuple[str, str], record.problem), bad=False)
-            elif record.kind == "html" and len(cast(bytes, record.payload)) > MAX_PAGE_BYTES:
-                yield failed("payload too large", f"a page of more than {MAX_PAGE_BYTES:,} bytes", bad=False)
-            elif record.kind == "html":
-                yield self._page(record, unit, where, crawl)
+                yield failed("broken record", raw.detail)
             elif record.kind == "malformed":
-                yield failed("malformed record", (record.problem or ("", ""))[1], bad=False)
-        if not seen:
-            yield _unreadable(unit, "holds no WARC or ARC record: it is empty")
+                yield failed("malformed record", (record.problem or ("", ""))[1])
+            elif record.kind not in self.source.records:
+                continue
+            elif record.payload is None:
+                yield failed(*cast(tuple[str, str], record.problem))
+            elif record.kind == "pdf":
+                yield from self._pdf(record, record.payload, unit, where)
+            elif len(record.payload) > MAX_PAGE_BYTES:
+                yield failed("payload too large", f"a page of more than {MAX_PAGE_BYTES:,} bytes")
+            else:
+                yield self._page(record, unit, where, cast(Crawl, crawl))
+        if not sound:
+            yield _unreadable(unit, "holds no WARC or ARC record")
+
+    def _pdf(self, record: WarcRecord, payload: bytes, unit: str, where: str) -> Iterator[Item]:
+        if self.source.honour_robots and (said := _kept_out(record.headers)):
+            reason = "opted out (TDM)" if said == "tdm" else "opted out (robots)"
+            fault = Fault(reason=reason, detail=f"{record.url}: {said}", bad=False, file=unit, where=where)
+            yield Item.failed(fault)
+            return
+        # Two records may hold one file: its pages are told apart by the place of their record.
+        place = f"{unit}, {where}"
+        host = urlsplit(record.url).hostname
+        for item in read_pdf_bytes(
+            payload, place, source=self.source.name, licence=self.source.license, url=record.url
+        ):
+            if item.fault is not None:
+                yield Item.failed(dataclasses.replace(item.fault, bad=False))
+            elif item.sample is not None:
+                sample = dataclasses.replace(item.sample, domain=host, date=record.date)
+                yield dataclasses.replace(item, sample=sample)
 
     def _page(self, record: WarcRecord, unit: str, where: str, crawl: Crawl) -> Item:
         text = decode(record.payload or b"", record.headers.get("content-type", ""))
@@ -217,7 +252,7 @@ def _unreadable(file: str, detail: str) -> Item:
 
 
 def _kept_out(headers: Mapping[str, str]) -> str:
-    """What an image's own headers say: "" where nothing keeps it out."""
+    """What the headers of an image or a PDF file say: "" where nothing keeps it out."""
     if headers.get("tdm-reservation", "").strip() == "1":
         return "tdm"
     return ", ".join(sorted(directives(headers.get("x-robots-tag", ""))))
@@ -257,7 +292,8 @@ def _sample(
     media = tuple(p.media for p in pictures.values())
     content = [s.text if s.media is None else media[s.media].media_id for s in segments]
     sample = Sample(
-        id=content_id(source.name, record.url, record.date or "", *(c or "" for c in content)),
+        # A crawl may hold a page twice, in files that are copies of one another: the place tells them apart.
+        id=content_id(source.name, file, where, record.url, record.date or "", *(c or "" for c in content)),
         kind="interleaved" if media else "text",
         source=source.name,
         license=source.license,

@@ -42,12 +42,11 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class Broken:
-    """Bytes that are no record. `bad`: the file was damaged, not only written carelessly."""
+    """Bytes that are no record."""
 
     number: int
     offset: int
     detail: str
-    bad: bool = True
 
 
 def raw_records(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
@@ -124,7 +123,7 @@ def _records(window: "_Window", max_bytes: int) -> Iterator[RawRecord | Broken]:
             said = "no Content-Length" if length is None else f"{length:,} bytes, more than {max_bytes:,}"
             window.drop(head)
             window.skip_to_record()
-            yield Broken(0, at, f"a record of {said}", bad=length is None)
+            yield Broken(0, at, f"a record of {said}")
             continue
         window.fill(head + length + 4)
         end = head + length
@@ -143,7 +142,7 @@ def _records(window: "_Window", max_bytes: int) -> Iterator[RawRecord | Broken]:
         if not clean:
             skipped = window.skip_to_record()
             detail = f"{skipped:,} bytes after a record's end: its Content-Length is too small"
-            yield Broken(0, at + end, detail, bad=False)
+            yield Broken(0, at + end, detail)
 
 
 def _head(data: bytearray) -> int | None:
