@@ -105,7 +105,7 @@ class BuildRecipe(BaseModel):
 def is_folder(recipe: str | Path) -> bool:
     """Whether this names a folder of documents. A bare name that a shipped recipe has is that recipe, even
     beside a folder of the same name: that one is `./name`."""
-    return Path(recipe).is_dir() and not (RECIPES / f"{recipe}.yaml").is_file()
+    return Path(recipe).is_dir() and str(recipe) not in {p.stem for p in RECIPES.glob("*.yaml")}
 
 
 def load_build(path: str | Path, overrides: Sequence[str] = ()) -> tuple[BuildRecipe, Path]:

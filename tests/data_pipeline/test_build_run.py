@@ -83,7 +83,7 @@ def test_a_directory_with_shards_of_unknown_origin_is_refused(tmp_path):
 CHILD = """
 import sys
 from data_pipeline.build import run
-from data_pipeline.build.recipe import is_folder, load_build
+from data_pipeline.build.recipe import load_build
 recipe, root = load_build(sys.argv[1])
 if __name__ == "__main__":
     run.build(recipe, sys.argv[2], root=root, workers=int(sys.argv[3]))
@@ -101,7 +101,7 @@ DEADLY = """
 import os, signal, sys
 from data_pipeline.build import run
 from data_pipeline.build.images.check import CheckImages
-from data_pipeline.build.recipe import is_folder, load_build
+from data_pipeline.build.recipe import load_build
 from data_pipeline.errors import TransientError
 
 def deadly(self, data, rank=0, world_size=1, whole=CheckImages.run):
