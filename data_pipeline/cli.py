@@ -99,10 +99,11 @@ def main(argv: list[str] | None = None) -> int:
 def _build(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from data_pipeline.build.filter.presets import notes
     from data_pipeline.build.look.funnel import funnel, table
     from data_pipeline.build.look.stats import stats
     from data_pipeline.build.look.stats import table as stats_table
-    from data_pipeline.build.recipe import is_folder
+    from data_pipeline.build.recipe import BuildRecipe, is_folder
     from data_pipeline.build.run import build
 
     name = Path(args.recipe).resolve().name if is_folder(args.recipe) else Path(args.recipe).stem
@@ -120,6 +121,8 @@ def _build(args: argparse.Namespace) -> int:
     print("\n".join(table({**found, "sources": {}})))  # of all sources; each by itself is in the report
     print()
     print("\n".join(stats_table(stats(manifest))))
+    for note in notes(BuildRecipe.model_validate(manifest.recipe).filters_by_source()):
+        print(f"  {note}")
     print(f"dataset '{manifest.name}' is in {out} (digest {manifest.digest})")
     print(f"  What was dropped and why:  {out}/report.html")
     print(f"  Look at samples:           fovea data preview {out} --out {out}/preview.html")

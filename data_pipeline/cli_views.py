@@ -7,8 +7,12 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.cli_parser import Verbs, add_verb
+
+if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
 
 EXPORT_FORMATS = (
     *("fovea", "webdataset", "parquet", "obelics", "mmc4", "cauldron", "llava", "messages", "mint1t"),
@@ -88,7 +92,7 @@ def _score(args: argparse.Namespace) -> int:
 
     for name, rows in score_dataset(args.directory, load_scorer(args.scorer), say=print).items():
         print(f"column '{name}': {rows:,} scores")
-        print(f"  Yield against threshold:  fovea data stats {args.directory}")
+    print(f"  Yield against threshold:  fovea data stats {args.directory}")
     return 0
 
 
@@ -105,16 +109,21 @@ def _filter(args: argparse.Namespace) -> int:
     read_manifest(args.directory)  # a lock would make the directory
     with locked(args.directory):
         if args.clear is not None:
-            manifest = exclude(args.directory, step_of(args.clear), (), {})
+            step = step_of(args.clear)
+            if step not in {e.step for e in read_manifest(args.directory).exclusions}:
+                raise ConfigError(f"{args.directory} has no rule on column '{args.clear}'")
+            manifest = exclude(args.directory, step, (), {})
         else:
             step = step_of(Rule.parse(args.keep).column)
             manifest = exclude(args.directory, step, select(args.directory, args.keep), {"keep": args.keep})
         write_report(args.directory)
-    print(f"{args.directory} now shows {sum(manifest.sources().values()):,} training samples")
+    print(_left_out(manifest, step))
     return 0
 
 
 def _decontaminate(args: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
     from data_pipeline.build.decontaminate.config import DecontaminateConfig
     from data_pipeline.build.decontaminate.page import page
     from data_pipeline.build.decontaminate.search import decontaminate, step_name
@@ -128,19 +137,25 @@ def _decontaminate(args: argparse.Namespace) -> int:
     asked = {k: {n: v for n, v in keys.items() if v is not None} for k, keys in limits.items()}
     try:
         config = DecontaminateConfig.model_validate({"remove": args.remove, **asked})
-    except ValueError as e:
-        raise ConfigError(f"decontaminate: {e}") from None
+    except ValidationError as e:
+        wrong = "\n".join(f"  --{x['loc'][-1]}: {x['msg']} (got {x['input']!r})" for x in e.errors())
+        raise ConfigError(f"decontaminate:\n{wrong}") from None
     read_manifest(args.directory)
     with locked(args.directory):
         report = decontaminate(args.directory, args.benchmark, config)
         if config.remove:
             made = config.model_dump(mode="json")
-            exclude(args.directory, step_name(args.benchmark), report.exclusions, made)
+            step = step_name(args.benchmark)
+            manifest = exclude(args.directory, step, report.exclusions, made)
             write_report(args.directory)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(report), encoding="utf-8")
     for name, value in report.summary().items():
-        print(f"{name.replace('_', ' ')}: {value:,}")
+        print(f"{name}: {value:,}")
+    if config.remove:
+        print(_left_out(manifest, step))
+    elif report.images or report.texts:
+        print("  Nothing is left out yet: repeat the command with --remove")
     print(f"wrote {args.out}: open it in a browser")
     return 0
 
@@ -161,10 +176,19 @@ def _withdraw(args: argparse.Namespace) -> int:
     )
     write_report(args.directory)
     print("\n".join(describe(found)))
-    print(
-        f"  The shards still hold it. To delete it:  fovea data export {args.directory} --to fovea --out NEW"
-    )
+    if found.samples or found.images:
+        copy = f"fovea data export {args.directory} --to fovea --out NEW"
+        print(f"  The shards still hold it. To delete it:  {copy}")
     return 0
+
+
+def _left_out(manifest: "Manifest", step: str) -> str:
+    """What the step takes from the dataset as it is now, beyond what others take."""
+    of_step = (e.counts for e in manifest.exclusions if e.step == step)
+    counts = [n for sources in of_step for splits in sources.values() for n in splits.values()]
+    samples, images = (sum(n.get(what, 0) for n in counts) for what in ("samples", "images"))
+    shown = sum(manifest.sources().values())
+    return f"left out by {step}: {samples:,} samples, {images:,} images; {shown:,} training samples are shown"
 
 
 def _diff(args: argparse.Namespace) -> int:
@@ -199,5 +223,7 @@ def _lines(path: Path | None) -> list[str]:
         return []
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path} cannot be read as a text file: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path} is no text in UTF-8: {e.reason} at byte {e.start:,}") from None

@@ -30,7 +30,7 @@ from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
 from data_pipeline.build.synthesize.local import local_endpoints
 from data_pipeline.build.write.shards import WriteShards
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.manifest import (
     Manifest,
     TaskRecord,
@@ -81,7 +81,7 @@ def build(
             s.name: open_reader(s, recipe, root=root, directory=directory, endpoints=endpoints)
             for s in recipe.sources
         }
-        lists = [sha256_file(path) for path in word_files(recipe.filters_by_source(), root)]
+        lists = [_sha256_of_list(path) for path in word_files(recipe.filters_by_source(), root)]
         fingerprint = content_id(recipe_fingerprint(recipe), listing(readers, versions=False), *lists)
         stack.enter_context(locked(directory))
         finished = prepare(directory, recipe, fingerprint, stamp=listing(readers, versions=True))
@@ -152,6 +152,13 @@ def _without_copies(manifest: Manifest, recipe: BuildRecipe, directory: Path, ex
     corpus = Corpus.of(directory, manifest, view)
     found = exclusions(corpus, recipe.dedup, directory / "work", tasks=recipe.tasks, executor=executor)
     return with_exclusions(directory, manifest, "dedup", found, recipe.dedup.model_dump(mode="json"))
+
+
+def _sha256_of_list(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as e:
+        raise ConfigError(f"filters: the word list {path} cannot be read: {e.strerror}") from None
 
 
 def _stop_at_bad_inputs(records: Sequence[TaskRecord], directory: Path) -> None:

@@ -56,7 +56,9 @@ def withdraw(
         earlier, made = _earlier(directory, manifest)
         found = _found(directory, manifest, wanted, earlier, reason)
         before = {(e.id, e.media_id) for e in earlier}
-        made = [*made, {"reason": reason, **{kind: len(v) for kind, v in wanted.named.items() if v}}]
+        call = {"reason": reason, **{kind: len(v) for kind, v in wanted.named.items() if v}}
+        if any((e.id, e.media_id) not in before for e in found) or not made:
+            made = [*made, call]  # else a call that was killed at its very end would stand here twice
         changed = exclude(directory, STEP, [*earlier, *found], {"withdrawals": made})
     new = [e for e in _earlier(directory, changed)[0] if (e.id, e.media_id) not in before]
     return Withdrawal(
@@ -112,7 +114,7 @@ class _Wanted:
         }
         if not any(named.values()):
             raise ConfigError(
-                "nothing is named to withdraw: give ids, urls, domains, generators or media_ids"
+                "nothing is named to withdraw: name ids, addresses (url), domains, generators or images"
             )
         if empty := [kind for kind, values in named.items() if values & {"", "*"}]:
             raise ConfigError(f"an empty entry among {empty[0]} would withdraw everything")

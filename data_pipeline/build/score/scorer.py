@@ -70,9 +70,8 @@ def load_scorer(spec: str) -> Scorer:
     try:
         scorer: Scorer = made(argument) if argument else made()
     except TypeError as e:
-        raise ConfigError(
-            f"scorer '{spec}': {e}\n  A model is named with its path, as in siglip:PATH"
-        ) from None
+        needs = "takes no argument" if argument else f"is given with what it reads, as in {spec}:PATH"
+        raise ConfigError(f"scorer '{spec}' {needs} ({str(e).rpartition('.')[2]})") from None
     if lacking := [
         a for a in ("name", "version", "columns", "reads_images", "score") if not hasattr(scorer, a)
     ]:
