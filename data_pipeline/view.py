@@ -207,11 +207,14 @@ def with_exclusions(
 
 
 def remove_unnamed(directory: Path, manifest: Manifest) -> None:
-    """Delete files of exclusions that the manifest, now on disk, does not name."""
+    """Delete files of exclusions that the manifest, now on disk, does not name, and what a command that was
+    killed left half written beside them and beside the manifest."""
     named = {e.path for e in manifest.exclusions}
-    for old in (directory / "exclusions").glob("*.jsonl"):
+    for old in (directory / "exclusions").iterdir() if (directory / "exclusions").is_dir() else ():
         if old.relative_to(directory).as_posix() not in named:
             old.unlink()
+    for half in directory.glob("*.tmp-*"):
+        half.unlink()
 
 
 def read_exclusions(directory: Path, record: Exclusions) -> list[Exclusion]:

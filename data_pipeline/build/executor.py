@@ -6,6 +6,7 @@ tasks, or a shard that is gone. Here whoever starts a pipeline says when a task 
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -95,6 +96,9 @@ class LocalExecutor:
             return
         # Not a Pool of multiprocessing: that waits for ever for a worker which the kernel has killed.
         context = multiprocessing.get_context(executor.start_method)
+        # Imported once, by the server that forks the workers, not once more by each of them.
+        ours = [name for name in sys.modules if name.startswith("data_pipeline.build.")]
+        context.set_forkserver_preload(["__main__", *ours])
         try:
             with ProcessPoolExecutor(
                 min(self.workers, len(ranks)), mp_context=context, initializer=_end_with_the_build

@@ -3,6 +3,8 @@
 What a format cannot say is left out and counted, never bent. An export appears whole or not at all.
 """
 
+import fcntl
+import glob
 import os
 import shutil
 import uuid
@@ -64,9 +66,12 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} holds something already. Choose another --out, or delete it first.")
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(out)
     temporary = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
     temporary.mkdir()
+    fd = os.open(temporary, os.O_RDONLY)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # it is at work; the lock goes with the process, however it ends
         exporter = _exporter(format, temporary, manifest)
         exported = _write(directory, manifest, pairs, exporter, format)
         page = {**asdict(exported), "dataset": manifest.digest, "licences": manifest.licences}
@@ -78,6 +83,7 @@ def export(
         fsync_directory(out.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(fd)
     return exported
 
 
@@ -87,6 +93,19 @@ def describe(exported: Exported) -> list[str]:
     lines = [f"{exported.samples:,} samples ({splits or 'none'}) with {exported.images:,} images"]
     lines += [f"  left out, {reason}: {n:,}" for reason, n in exported.left_out.items()]
     return lines
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Delete what exports to `out` that were killed left behind; one that is at work keeps its folder."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.tmp-*"):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
 
 
 def _write(
