@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.manifest import read_manifest
+
 RIG = Path(__file__).parents[3] / "shared" / "rig" / "slurm"
-RECIPE = "name: grid\ntasks: 5\nsources:\n  - {name: photos, kind: captions, path: captions.json}\n"
+RECIPE = """
+name: grid
+tasks: 5
+dedup: {documents: {exact: true, minhash: {}}}
+sources:
+  - {name: photos, kind: captions, path: captions.json}
+  - {name: pages, kind: html, path: web}
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 
@@ -45,6 +55,11 @@ def inputs(tmp_path: Path, make) -> Path:
         (folder / f"{n}.png").write_bytes(make.png(40, 30, color=(n * 12, 90, 10)))
     records = [{"image": f"{n}.png", "caption": f"picture {n}"} for n in range(20)]
     (folder / "captions.json").write_text(json.dumps(records))
+    (folder / "web").mkdir()
+    for n in range(8):  # the last two tell almost the same
+        draw = random.Random(min(n, 6))
+        words = " ".join("".join(draw.choices("abcdefghij", k=6)) for _ in range(120))
+        (folder / "web" / f"{n}.html").write_text(f"<html><body><p>{words} {'ab'[n % 2]}</p></body></html>")
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
@@ -75,6 +90,8 @@ def test_a_build_on_slurm_is_byte_identical_to_a_local_one(cluster, inputs, tmp_
     )
     assert ran.returncode == 0, ran.stderr
     assert _files(tmp_path / "slurm") == _files(tmp_path / "local")
+    (dedup,) = read_manifest(tmp_path / "slurm").exclusions
+    assert sum(dedup.reasons["pages"]["samples"].values()) == 1
 
 
 def test_a_killed_command_finds_its_array_again_and_submits_no_second_one(cluster, inputs, tmp_path):
