@@ -8,7 +8,7 @@ from data_pipeline.manifest import Manifest
 # What each stage reads, by kind of source; a stage whose kinds the folder lacks reads what there is.
 STAGE_KINDS = {
     "align": ("captions",),
-    "pretrain": ("html", "interleaved", "pdf", "captions"),
+    "pretrain": ("html", "warc", "interleaved", "pdf", "captions"),
     "instruct": ("questions", "captions"),
     "adapt": ("questions",),
 }

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from warcio.archiveiterator import ArchiveIterator
 
 from data_pipeline.build.discover import discover
 from data_pipeline.build.run import build
@@ -10,6 +11,18 @@ from data_pipeline.build.verify import verify
 from data_pipeline.errors import ConfigError
 
 REAL = Path(__file__).parents[2] / "../shared/realdata"
+
+
+def html_records(folder):
+    """How many web pages the crawls hold, as warcio counts."""
+    found = 0
+    for path in folder.glob("*.*"):
+        with path.open("rb") as f:
+            for record in ArchiveIterator(f, arc2warc=True):
+                headers = record.http_headers if record.rec_type == "response" else None
+                if headers is not None and headers.get_statuscode() == "200":
+                    found += headers.get_header("Content-Type", "").startswith("text/html")
+    return found
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata beside the repository")
@@ -23,7 +36,10 @@ def test_real_documents_are_read_without_a_fault_and_the_books_balance(tmp_path)
     assert funnel["openstax_astronomy-captions"].written == 179
     assert funnel["html_gutenberg-html"].written > 2000
     assert (funnel["pdf-pdf"].written, funnel["pdf-pdf"].dropped) == (9, {})  # two of them without text
-    assert {u.split("/")[0] for u in manifest.unread} == {"warc", "skimage"}
+    # Damage of a crawl is counted, and stops nothing.
+    assert funnel["warc-warc"].dropped == {"broken record": 1}
+    assert funnel["warc-warc"].steps[0].samples == html_records(REAL / "warc")
+    assert {u.split("/")[0] for u in manifest.unread} == {"skimage"}
     verify(tmp_path)
 
 

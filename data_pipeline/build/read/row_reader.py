@@ -220,3 +220,19 @@ def references(row: Row) -> list[str]:
     named = (e.get(k) for e in elements for k in captions.IMAGE_KEYS)
     names = [n for n in named if isinstance(n, str) and "\0" not in n and len(n) < 4096]
     return [posixpath.normpath(posixpath.join(base, n)) for n in names for base in row.bases]
+
+
+def kind_of(row: Row) -> str | None:
+    """The kind of source that knows what such a row means; None where none does, or where its picture is only
+    an address: nothing is fetched unless a recipe says so."""
+    value = row.value
+    if isinstance(value, Fault):
+        return None
+    if fovea.recognises(value):
+        return {"caption": "captions", "instruct": "questions"}.get(value.get("kind"), "interleaved")
+    for kind in ("interleaved", "questions"):
+        if any(layout.recognises(value) for layout in LAYOUTS[kind].values()):
+            return kind
+    image = captions.image_of(row) if captions.recognises(value) else None
+    at_an_address = isinstance(image, str) and image.startswith(("http://", "https://"))
+    return "captions" if image and not at_an_address else None

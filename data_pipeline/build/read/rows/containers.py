@@ -17,8 +17,8 @@ from data_pipeline.build.read.rows.lines import compressed_lines, json_lines, se
 from data_pipeline.build.read.rows.row import MAX_ROW, Row, Unit, broken
 from data_pipeline.build.read.rows.tar import tar
 
-_STATE = "state.json"  # of a folder of `Dataset.save_to_disk`: it lists the files, others are caches
-_ABOUT = (_STATE, "dataset_info.json", "dataset_dict.json", "*_stats.json")
+STATE = "state.json"  # of a folder of `Dataset.save_to_disk`: it lists the files, others are caches
+_ABOUT = (STATE, "dataset_info.json", "dataset_dict.json", "*_stats.json")
 _MAX_STATE = 16 * 2**20
 
 
@@ -102,7 +102,7 @@ def row_files(tree: Tree, patterns: Sequence[str], files: str | None = None) -> 
     if files is not None:
         return [n for n in names if fnmatch(n, files) or fnmatch(posixpath.basename(n), files)]
     present = set(names)
-    names = [n for n in _listed_by_datasets(tree, names) if not _is_about(n, present)]
+    names = [n for n in _listed_by_datasets(tree, names) if not describes_others(n, present)]
     certain = [n for n in names if _is_certain(n, patterns)]
     return certain or names
 
@@ -112,8 +112,9 @@ def _is_certain(name: str, patterns: Sequence[str]) -> bool:
     return container is not None and (not container.named or any(fnmatch(base, p) for p in patterns))
 
 
-def _is_about(name: str, present: set[str]) -> bool:
-    """A file that describes others. img2dataset writes a table without the images beside each tar."""
+def describes_others(name: str, present: set[str]) -> bool:
+    """Whether a file only tells of those in `present`: img2dataset writes a table without the images beside
+    each tar, `datasets` pages about its Arrow files."""
     stem, ending = posixpath.splitext(name)
     beside = ending.lower() in (".parquet", ".csv", ".json") and f"{stem}.tar" in present
     return beside or any(fnmatch(posixpath.basename(name), p) for p in _ABOUT)
@@ -121,7 +122,7 @@ def _is_about(name: str, present: set[str]) -> bool:
 
 def _listed_by_datasets(tree: Tree, names: list[str]) -> list[str]:
     """The names, where a folder of `save_to_disk` gives the files that its state lists, in that order."""
-    states = {posixpath.dirname(n): n for n in names if posixpath.basename(n) == _STATE}
+    states = {posixpath.dirname(n): n for n in names if posixpath.basename(n) == STATE}
     arrows = {n for n in names if n.endswith(".arrow") and posixpath.dirname(n) in states}
     kept: list[str] = []
     for name in names:
