@@ -31,6 +31,7 @@ NOT_FETCHED = "not fetched"  # `Media.error` of a picture that is only an addres
 MAX_IMAGE_BYTES = 64 * 2**20
 _BUFFER = 2**20
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_SPELLED = re.compile(rb"\\x([89a-f][0-9a-f])")  # a byte of a file's name that is no UTF-8
 _DATA_URI = re.compile(r"^data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 
 
@@ -73,7 +74,7 @@ class Tree:
             with remote_errors():
                 fs, path = fsspec.core.url_to_fs(text if scheme else str((base / text).resolve()))
                 local = isinstance(fs, LocalFileSystem)
-                path = os.path.realpath(path) if local else path.rstrip("/")
+                path = os.path.realpath(_named_by_bytes(path)) if local else path.rstrip("/")
                 is_file = os.path.isfile(path) if local else fs.isfile(path)
                 found = is_file or fs.isdir(path)
         except ImportError as e:
@@ -83,7 +84,7 @@ class Tree:
         if not found:
             raise ConfigError(f"nothing at {text if scheme else path}")
         root, only = posixpath.split(path) if is_file else (path, None)
-        return cls(fs, root, only, max_bytes, keep_remote)
+        return cls(fs, root, only and spelled(only), max_bytes, keep_remote)
 
     @property
     def is_local(self) -> bool:
@@ -205,7 +206,9 @@ class Tree:
         if any(p.startswith("/") for p in parts):
             return None
         path = posixpath.join(self.root, *parts)
-        path = os.path.realpath(path) if self.is_local else posixpath.normpath(path).rstrip("/")
+        path = (
+            os.path.realpath(_named_by_bytes(path)) if self.is_local else posixpath.normpath(path).rstrip("/")
+        )
         return path if path == self.root or path.startswith(self.root.rstrip("/") + "/") else None
 
     def _opened(self, name: str) -> str:
@@ -220,7 +223,7 @@ class Tree:
         return os.path.isfile(path) if self.is_local else bool(self.fs.isfile(path))
 
     def _name(self, path: str) -> str:
-        return path[len(self.root) :].lstrip("/")
+        return spelled(path[len(self.root) :].lstrip("/"))
 
     def _walk_local(self, top: str, deep: bool) -> Iterator[Stamp]:
         for directory, folders, names in os.walk(top, followlinks=False):
@@ -305,6 +308,22 @@ def _embedded(reference: str, max_bytes: int) -> bytes | tuple[str, str, bool]:
 
 def _picture(data: bytes, name: str | None, alt: str | None) -> Picture:
     return Picture(Media(media_id=content_id(data), nbytes=len(data), url=name, alt=alt or None), data)
+
+
+def spelled(name: str) -> str:
+    """A file's name as text: its bytes that are no UTF-8 are written out, as in `caf\\xe9.html`."""
+    return (
+        name
+        if name.isascii()
+        else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )
+
+
+def _named_by_bytes(path: str) -> str:
+    """The path that `spelled` wrote out, unless something is really called so."""
+    if "\\x" not in path or os.path.lexists(path):
+        return path
+    return os.fsdecode(_SPELLED.sub(lambda m: bytes((int(m.group(1), 16),)), os.fsencode(path)))
 
 
 def _scheme(reference: str) -> str | None:
