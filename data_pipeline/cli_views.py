@@ -46,6 +46,7 @@ def add_view_verbs(verbs: Verbs) -> None:
     p.add_argument("--benchmark", type=Path, required=True, metavar="DIR", help="its images and text files")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the pairs side by side")
     p.add_argument("--remove", action="store_true", help="leave out what is found; else it is only shown")
+    p.add_argument("--embed", metavar="MODEL", help="siglip:DIR or clip:DIR: compare what it sees as well")
     p.add_argument("--ngram", type=int, metavar="N", help="words in a row that count as shared (13)")
     p.add_argument("--distance", type=int, metavar="BITS", help="of 64, in which two pHashes may differ (10)")
 
@@ -129,6 +130,7 @@ def _decontaminate(args: argparse.Namespace) -> int:
     from data_pipeline.build.decontaminate.search import decontaminate, step_name
     from data_pipeline.build.directory import locked
     from data_pipeline.build.look.report import write_report
+    from data_pipeline.build.score.scorer import load_embedder
     from data_pipeline.errors import ConfigError
     from data_pipeline.manifest import read_manifest
     from data_pipeline.view import exclude
@@ -142,7 +144,8 @@ def _decontaminate(args: argparse.Namespace) -> int:
         raise ConfigError(f"decontaminate:\n{wrong}") from None
     read_manifest(args.directory)
     with locked(args.directory):
-        report = decontaminate(args.directory, args.benchmark, config)
+        embed = load_embedder(args.embed) if args.embed else None
+        report = decontaminate(args.directory, args.benchmark, config, embed=embed)
         if config.remove:
             made = config.model_dump(mode="json")
             step = step_name(args.benchmark)

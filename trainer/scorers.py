@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -122,6 +123,15 @@ class AlignmentScorer:
             given = self._tokens(chunk).to(self._device)
             rows += _normalised(self._model.get_text_features(**given))
         return rows
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """float32[n, d]: unit vectors of what the tower sees in n images; decontamination compares them."""
+        rows: list[torch.Tensor] = []
+        for chunk in _chunks(list(images)):
+            given = self._images(images=chunk, return_tensors="pt")["pixel_values"].to(self._device)
+            rows += _normalised(self._model.get_image_features(pixel_values=given))
+        return torch.stack(rows).cpu().numpy()
 
     def _tokens(self, texts: list[str]) -> BatchEncoding:
         """As the encoder was trained to be given them."""

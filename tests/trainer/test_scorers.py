@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoImageProcessor,
+    AutoModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
@@ -19,7 +21,7 @@ from transformers import (
 )
 
 from data_pipeline.build.score.columns import read_column, score_dataset
-from data_pipeline.build.score.scorer import load_scorer
+from data_pipeline.build.score.scorer import load_embedder, load_scorer
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.datasets import Datasets
@@ -118,6 +120,23 @@ def test_an_image_gets_its_best_text_as_transformers_computes_it(checkpoints, ki
     for n, score in enumerate(found):
         assert score.value == pytest.approx(float(expected[n].max()), abs=1e-5)
         assert score.segment == [0, 2, 4][int(expected[n].argmax())]
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+def test_embeddings_are_the_towers_own(checkpoints, kind):
+    embed = load_embedder(f"{kind}:{checkpoints / kind}")
+    images = [Image.open(io.BytesIO(picture(n))) for n in range(3)]
+    vectors = embed(images)
+    pixels = AutoImageProcessor.from_pretrained(checkpoints / kind)(images=images, return_tensors="pt")
+    with torch.no_grad():
+        found = AutoModel.from_pretrained(checkpoints / kind).get_image_features(**pixels)
+    expected = torch.nn.functional.normalize(getattr(found, "pooler_output", found), dim=-1)
+    assert np.allclose(vectors, expected.numpy(), atol=1e-5)
+
+
+def test_what_has_no_image_tower_embeds_nothing():
+    with pytest.raises(ConfigError, match="gives no embeddings"):
+        load_embedder("captions")
 
 
 def test_batches_and_neighbours_change_no_score(checkpoints):

@@ -1,9 +1,11 @@
 """What a scorer is, and how one is named. Quality and safety models are plug-ins of this one interface."""
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
+
+import numpy as np
 
 from data_pipeline.errors import ConfigError, PreflightError
 from data_pipeline.sample import Sample
@@ -77,3 +79,11 @@ def load_scorer(spec: str) -> Scorer:
     ]:
         raise ConfigError(f"scorer '{spec}' has no {lacking[0]}: it is no scorer")
     return scorer
+
+
+def load_embedder(spec: str) -> Callable[[Sequence[Any]], np.ndarray]:
+    """The image tower of a scorer that has one: PIL images to float32[n, d]. Raises as `load_scorer` does."""
+    scorer = load_scorer(spec)
+    if not callable(embed := getattr(scorer, "embed", None)):
+        raise ConfigError(f"'{spec}' gives no embeddings of images; siglip:DIR and clip:DIR do")
+    return cast(Callable[[Sequence[Any]], np.ndarray], embed)
