@@ -328,7 +328,7 @@ def own_sample():
 def test_own_rows_come_back_whole_from_arrow_parquet_and_tar(rows, folder, kind):
     row = own_sample().to_row()
     table = pa.Table.from_pylist([row], schema=SCHEMA)
-    pq.write_table(table, folder / "x.parquet")
+    pq.write_table(table, folder / "z.parquet")
     with pa.ipc.new_file(folder / "x.arrow", SCHEMA) as writer:
         writer.write_table(table)
     page = json.dumps({k: v for k, v in row.items() if k != "images"}).encode()
@@ -339,6 +339,10 @@ def test_own_rows_come_back_whole_from_arrow_parquet_and_tar(rows, folder, kind)
             tar.addfile(info, io.BytesIO(data))
     items = rows.items(Tree.at(folder), kind)
     assert [i.sample for i in items] == [Sample(**{**vars(own_sample()), "source": "s"})] * 3
+    # A shard that stands there in several formats is read once.
+    (folder / "y.tar").rename(folder / "x.tar")
+    (folder / "z.parquet").rename(folder / "x.parquet")
+    assert len(rows.items(Tree.at(folder), kind)) == 1
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def read(row: Row, source: str, default_licence: str | None) -> Sample:
 
 
 def _members(row: Row, media: int) -> list[bytes | None]:
-    """`000.jpg` is the first picture; one that has no member has no bytes."""
-    found = {int(name[:3]): data for name, data in row.images.items() if name[:3].isdigit()}
+    """`000.jpg` is the first picture, `1000.jpg` the thousand and first; without a member it has no bytes."""
+    numbered = ((name.partition(".")[0], data) for name, data in row.images.items())
+    found = {int(number): data for number, data in numbered if number.isdecimal()}
     return [found.get(n) for n in range(media)]

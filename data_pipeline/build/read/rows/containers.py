@@ -16,10 +16,12 @@ from data_pipeline.build.read.rows.json_file import json_file
 from data_pipeline.build.read.rows.lines import compressed_lines, json_lines, separated_values
 from data_pipeline.build.read.rows.row import MAX_ROW, Row, Unit, broken
 from data_pipeline.build.read.rows.tar import tar
+from data_pipeline.manifest import MANIFEST
 
 STATE = "state.json"  # of a folder of `Dataset.save_to_disk`: it lists the files, others are caches
-_ABOUT = (STATE, "dataset_info.json", "dataset_dict.json", "*_stats.json")
+_ABOUT = (STATE, "dataset_info.json", "dataset_dict.json", "*_stats.json", "export.json")
 _MAX_STATE = 16 * 2**20
+_MAX_MANIFEST = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ def row_files(tree: Tree, patterns: Sequence[str], files: str | None = None) -> 
 
     With `files`, those whose names match that glob. Without: tars, Parquet, Arrow and tables; JSON whose
     names match `patterns`, or, where that leaves nothing, any JSON. Raises OSError, and ValueError for a
-    damaged listing of `datasets`.
+    damaged listing of `datasets` and for a dataset of this project that leaves out samples of its shards.
     """
     if tree.only is not None:
         return [tree.only]
+    _refuse_hidden(tree)
     names = tree.files(SUFFIXES)
     if files is not None:
         return [n for n in names if fnmatch(n, files) or fnmatch(posixpath.basename(n), files)]
@@ -107,6 +110,22 @@ def row_files(tree: Tree, patterns: Sequence[str], files: str | None = None) -> 
     return certain or names
 
 
+def _refuse_hidden(tree: Tree) -> None:
+    """Shards still hold what a dataset leaves out (opted out, copies), and it must not come back this way."""
+    if not tree.exists(MANIFEST):
+        return
+    data = tree.read(MANIFEST, _MAX_MANIFEST)
+    try:
+        page = None if isinstance(data, Fault) else json.loads(data.decode())
+    except (ValueError, RecursionError):
+        return  # a file of that name, and no dataset of ours
+    if isinstance(page, dict) and "fingerprint" in page and page.get("exclusions"):
+        raise ValueError(
+            "a dataset of Fovea that leaves out samples its shards still hold.\n"
+            "  Write what it shows, and read that:  fovea data export DIR --to fovea --out NEW"
+        )
+
+
 def _is_certain(name: str, patterns: Sequence[str]) -> bool:
     container, base = container_of(name), posixpath.basename(name).lower()
     return container is not None and (not container.named or any(fnmatch(base, p) for p in patterns))
@@ -114,10 +133,11 @@ def _is_certain(name: str, patterns: Sequence[str]) -> bool:
 
 def describes_others(name: str, present: set[str]) -> bool:
     """Whether a file only tells of those in `present`: img2dataset writes a table without the images beside
-    each tar, `datasets` pages about its Arrow files."""
+    each tar, `datasets` pages about its Arrow files, and this project a shard again in other formats."""
     stem, ending = posixpath.splitext(name)
     beside = ending.lower() in (".parquet", ".csv", ".json") and f"{stem}.tar" in present
-    return beside or any(fnmatch(posixpath.basename(name), p) for p in _ABOUT)
+    again = ending in (".tar", ".parquet") and f"{stem}.arrow" in present
+    return beside or again or any(fnmatch(posixpath.basename(name), p) for p in _ABOUT)
 
 
 def _listed_by_datasets(tree: Tree, names: list[str]) -> list[str]:
