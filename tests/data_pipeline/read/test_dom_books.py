@@ -17,6 +17,10 @@ from data_pipeline.build.read.dom import Text, read_page
 from data_pipeline.build.read.dom_decode import decode
 from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.html import HtmlReader
+from data_pipeline.build.recipe import BuildRecipe
+from data_pipeline.build.run import build
+from data_pipeline.sample import Sample
+from data_pipeline.view import samples
 
 BOOKS = Path(__file__).parents[3] / "../shared/realdata/html_gutenberg"
 PAGES = sorted(BOOKS.glob("*/*.htm*")) if BOOKS.is_dir() else []
@@ -159,3 +163,81 @@ def _common_in_order(expected: list[bytes], out: list[bytes]) -> int:
             at = out.index(data, at) + 1
             met += 1
     return met
+
+
+def allowed(path: Path) -> bool:
+    """As `ImageLimits` says by default: a side of 16 pixels, an aspect of 8, a longer side of 20,000."""
+    if not decodable(path):
+        return False
+    with Image.open(path) as image:
+        short, long = sorted(image.size)
+    return short >= 16 and long <= 8 * short and long <= 20_000
+
+
+def page_as_it_should_be(page: Path) -> list[str | bytes]:
+    """Words and pictures in turn; words around a picture that is not allowed are one text."""
+    pictures, gaps = naive(page)
+    made: list[str | bytes] = [gaps[0]]
+    for (src, _), words in zip(pictures, gaps[1:], strict=True):
+        file = page.parent / unquote(src)
+        if file.is_file() and allowed(file):
+            made += [file.read_bytes(), words]
+        else:
+            made[-1] = " ".join(f"{made[-1]} {words}".split())
+    return made
+
+
+def page_as_it_is(found: list[Sample]) -> list[str | bytes]:
+    made: list[str | bytes] = []
+    words: list[str] = []
+    for sample in found:
+        for segment in sample.segments:
+            if segment.media is None:
+                words += (segment.text or "").split()
+            else:
+                made += [" ".join(words), sample.image_bytes[segment.media] or b""]
+                words = []
+    return [*made, " ".join(words)]
+
+
+def build_books(out: Path, heldout: float) -> dict[str, dict[str, list[Sample]]]:
+    """The samples of every page in the finished shards, by split, in the order of their rows."""
+    source = {"name": "books", "kind": "html", "path": ".", "min_chars": 0}
+    build(BuildRecipe(name="books", heldout=heldout, sources=[source]), out, root=BOOKS)
+    pages: dict[str, dict[str, list[Sample]]] = {}
+    for split in ("train", "heldout"):
+        for sample in samples(out, split=split):
+            pages.setdefault(sample.url or "", {"train": [], "heldout": []})[split].append(sample)
+    return pages
+
+
+def test_the_shards_hold_every_book_whole_in_reading_order(tmp_path):
+    built = build_books(tmp_path, heldout=0)
+    wanted = given = 0
+    for page in PAGES:
+        expected = page_as_it_should_be(page)
+        made = page_as_it_is(built[page.relative_to(BOOKS).as_posix()]["train"])
+        pictures = [e for e in expected if isinstance(e, bytes)]
+        wanted += len(pictures)
+        given += _common_in_order(pictures, [e for e in made if isinstance(e, bytes)])
+        assert made == expected
+    assert wanted > 150
+    assert given >= 0.99 * wanted
+
+
+def test_held_out_parts_are_taken_out_of_the_order_of_the_page_and_nothing_is_lost(tmp_path):
+    whole, parted = build_books(tmp_path / "a", heldout=0), build_books(tmp_path / "b", heldout=0.2)
+    held = 0
+    for page in PAGES:
+        name = page.relative_to(BOOKS).as_posix()
+        order = [e for e in page_as_it_is(whole[name]["train"]) if isinstance(e, bytes)]
+        of = {
+            split: [e for e in page_as_it_is(found) if isinstance(e, bytes)]
+            for split, found in parted[name].items()
+        }
+        assert sorted(order) == sorted(of["train"] + of["heldout"])
+        assert not set(of["train"]) & set(of["heldout"])
+        assert [e for e in order if e in set(of["heldout"])] == of["heldout"]
+        assert [e for e in order if e in set(of["train"])] == of["train"]
+        held += len(of["heldout"])
+    assert held
