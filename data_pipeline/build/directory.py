@@ -74,13 +74,16 @@ def prepare(directory: Path, recipe: BuildRecipe, fingerprint: str, stamp: str) 
             f"{directory} holds dataset '{name}', made of {why}.\n"
             f"  Choose another --out, or delete {directory} first."
         )
-    if finished is None and found is not None and found["inputs"] != mine["inputs"]:
-        # Inputs were repaired or removed before the dataset existed: no task can be trusted.
+    tasks = range(recipe.tasks)
+    stale = {t for t in tasks if not is_task_done(directory, recipe.tasks, fingerprint, t)}
+    if found is not None and found["inputs"] != mine["inputs"] and (finished is None or stale):
+        # Inputs were repaired or touched and are to be read: what one task reads now and what another one
+        # read then would not be one dataset. A finished dataset that is whole needs no inputs any more.
         for record in (directory / "manifest").glob("*.json"):
             record.unlink()
+        stale = set(tasks)
     for leftover in directory.rglob("*.tmp-*"):
         leftover.unlink(missing_ok=True)
-    stale = {t for t in range(recipe.tasks) if not is_task_done(directory, recipe.tasks, fingerprint, t)}
     for shard in (directory / "shards").glob("*"):
         if (task := TASK_OF_SHARD.search(shard.name)) and int(task.group(1)) in stale:
             shard.unlink()

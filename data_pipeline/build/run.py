@@ -84,7 +84,8 @@ def build(
         lists = [_sha256_of_list(path) for path in word_files(recipe.filters_by_source(), root)]
         fingerprint = content_id(recipe_fingerprint(recipe), listing(readers, versions=False), *lists)
         stack.enter_context(locked(directory))
-        finished = prepare(directory, recipe, fingerprint, stamp=listing(readers, versions=True))
+        inputs = listing(readers, versions=True)
+        finished = prepare(directory, recipe, fingerprint, stamp=inputs)
         job = Job(
             name=f"fovea-{recipe.name}",
             pipeline=_pipeline(recipe, readers, root, directory, fingerprint),
@@ -98,6 +99,7 @@ def build(
                 if isinstance(reader, WarcReader):
                     reader.prepare()
             executor.run(job, after=lambda done: progress.update(done, recipe.tasks))
+        _stop_at_changes(inputs, listing(readers, versions=True))
         records = [read_task_record(task_record_path(directory, t)) for t in range(recipe.tasks)]
         if (bad_inputs or recipe.bad_inputs) == "stop":
             _stop_at_bad_inputs(records, directory)
@@ -159,6 +161,19 @@ def _sha256_of_list(path: Path) -> str:
         return sha256_file(path)
     except OSError as e:
         raise ConfigError(f"filters: the word list {path} cannot be read: {e.strerror}") from None
+
+
+def _stop_at_changes(before: str, after: str) -> None:
+    """Tasks read the inputs at different times: what moves under them may come twice or not at all."""
+    if before == after:
+        return
+    lines = {*before.split("\n")} ^ {*after.split("\n")}
+    names = sorted({_printable(line.split("\t")[1]) for line in lines if "\t" in line})
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    raise DataError(
+        f"inputs were added, removed or changed while the build read them: {shown}\n"
+        "  Repeat the command once nothing writes there: everything is read again."
+    )
 
 
 def _stop_at_bad_inputs(records: Sequence[TaskRecord], directory: Path) -> None:

@@ -94,3 +94,23 @@ def test_what_dies_at_any_change_of_a_file_ends_byte_identical_when_repeated(dee
     found = die_everywhere(deed, inputs, tmp_path)
     assert found["wrong"] == []
     assert found["points"] >= points
+
+
+IN_PLACE = """
+import contextlib
+from data_pipeline import manifest
+
+@contextlib.contextmanager
+def in_place(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as f:
+        yield f
+
+manifest.commit = in_place
+"""
+
+
+@pytest.mark.slow
+def test_the_enumeration_notices_files_that_are_written_in_place(inputs, tmp_path):
+    found = die_everywhere("exclude", inputs, tmp_path, prelude=IN_PLACE)
+    assert any("manifest.json is neither old nor new" in fault for _, _, fault in found["wrong"])
