@@ -177,7 +177,7 @@ def _preview(args: argparse.Namespace) -> int:
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page, encoding="utf-8")
-    print(f"wrote {args.out} ({len(page) / 1e6:.1f} MB): open it in a browser")
+    print(f"wrote {args.out} ({len(page) / 1e3:,.0f} kB): open it in a browser")
     return 0
 
 

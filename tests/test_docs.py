@@ -1,22 +1,37 @@
 """The documentation, held to the code: links, commands, recipes, examples and their output, tables."""
 
 import ast
+import doctest
 import itertools
 import json
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from PIL import Image
+from pydantic import BaseModel
 
 from data_pipeline import errors
-from data_pipeline.build.recipe import BuildRecipe, CaptionsSource, HtmlSource, PdfSource, load_build
-from data_pipeline.build.run import build
-from data_pipeline.build.scenes.documents import write_documents
+from data_pipeline.build.dedup.config import DedupConfig, Documents, Images, MinHash, NearImages
+from data_pipeline.build.fetch.config import FetchConfig
+from data_pipeline.build.filter.config import FilterConfig, Repetition, TextLimits
+from data_pipeline.build.filter.presets import PRESETS
+from data_pipeline.build.images.limits import ImageLimits
+from data_pipeline.build.read.files import PROTOCOLS
+from data_pipeline.build.read.pdf import PdfOptions
+from data_pipeline.build.read.row_reader import RowOptions
+from data_pipeline.build.read.rows.containers import CONTAINERS
+from data_pipeline.build.read.source import DocumentSource, FileSource, SourceConfig
+from data_pipeline.build.read.warc import WarcSource
+from data_pipeline.build.recipe import BuildRecipe, ScenesSource, Source, load_build
+from data_pipeline.build.slurm import SlurmConfig
+from data_pipeline.build.synthesize.source import KeepLimits, SyntheticSource
 from data_pipeline.sample import SCHEMA
 from trainer.cli import _parser, main
 from trainer.config import Recipe, Stage, load_recipe
@@ -27,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE_NAME = re.compile(r"`([\w./-]+\.\w+)`")
-COMMAND = re.compile(r"^(?:\$ |.*-- )?(?:.*RANK=.* )?(?:fovea|trainer\.cli) ([^']*)")
+COMMAND = re.compile(r"^(?:\$ |.*-- )?(?:.*RANK=.* |(?:\w+=\S+ )+)?(?:fovea|trainer\.cli) ([^']*)")
 OVERRIDE = re.compile(r"^[\w.]+=")
 
 
@@ -177,49 +192,66 @@ def test_a_shown_recipe_loads(block, tmp_path):
         load_build(file)
 
 
-def test_the_dataset_of_the_page_builds_whole_from_the_files_of_the_page(tmp_path):
-    documents = tmp_path / "my_documents"
-    files = [b for b in BLOCKS if b.page == "docs/data.md" and b.file]
-    for block in files:
-        (documents / block.file).parent.mkdir(parents=True, exist_ok=True)
-        (documents / block.file).write_text(block.text, encoding="utf-8")
-    # Every picture that a record or page names, each another one.
-    pictures = set()
-    for block in files:
-        folder = (documents / block.file).parent / "images"
-        folder.mkdir(exist_ok=True)
-        for name in set(re.findall(r"\w+\.png", block.text)):
-            pictures.add(folder / name)
-            Image.new("RGB", (40, 30), (9 * len(pictures), 80, 120)).save(folder / name)
-        for name in set(re.findall(r"\w+\.jpg", block.text)):
-            Image.new("RGB", (40, 30), "brown").save(folder / name)
-    write_documents(tmp_path / "raw", pages=0, pdfs=1, seed=0)
-    (tmp_path / "raw" / "pdf").rename(documents / "papers")
+# --- pages that are run from top to bottom -----------------------------------------------------------
 
-    recipe = next(b for b in BLOCKS if b.page == "docs/data.md" and b.language == "yaml")
-    (tmp_path / "mine.yaml").write_text(recipe.text, encoding="utf-8")
-    manifest = build(tmp_path / "mine.yaml", tmp_path / "out", root=documents)
-    funnel = manifest.funnel
-    assert {name for name, f in funnel.items() if f.written} == set(funnel)
-    assert not any(f.dropped for f in funnel.values())
-    assert (funnel["photos"].read, funnel["coco"].read, funnel["questions"].read) == (2, 1, 3)
-    # One picture each stands in its question, page and story: none was cut out.
-    listed = [line for f in (tmp_path / "out" / "dropped").glob("*") for line in f.read_text().splitlines()]
-    assert listed == []
-    assert {s.split("/")[0] for s in ("captions", "coco", "questions", "long", "web")} <= {
-        b.file.split("/")[0] for b in files
-    }
 
-    # As it lies, too: every file of the page is recognised by its name.
-    found = build(documents, tmp_path / "found")
-    assert found.unread == ()
-    assert {s["kind"] for s in found.recipe["sources"]} == {
-        "captions",
-        "questions",
-        "interleaved",
-        "html",
-        "pdf",
-    }
+RUN = ("docs/data.md", "docs/curation.md")
+PICTURE = re.compile(r"\b(?!missing)\w+\.png")
+
+
+def lay_out(page: str, folder: Path) -> None:
+    """The files that the page shows, and every picture that they name, each another one."""
+    pictures: set[Path] = set()
+    for block in BLOCKS:
+        if block.page == page and block.file:
+            path = folder / block.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+            names = set(PICTURE.findall(block.text)) if path.suffix in (".json", ".jsonl", ".html") else set()
+            pictures |= {path.parent / "images" / name for name in names}
+    for n, path in enumerate(sorted(pictures)):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), (9 * n, 80, 120)).save(path)
+
+
+def session(block: Block) -> Iterator[tuple[list[str], str]]:
+    """Each command of a console block, with the output that is shown below it."""
+    start, *parts = re.split(r"^\$ ", block.text.replace("\\\n", " "), flags=re.MULTILINE)
+    assert not start, f"{block}: a console block of this page begins with '$ '; others are `bash`"
+    for part in parts:
+        line, _, shown = part.partition("\n")
+        match = COMMAND.match(line)
+        assert match, f"{block}: only fovea is run: {line}"
+        yield shlex.split(match.group(1), comments=True), shown
+
+
+def run_command(argv: list[str], shown: str, where: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    code = main(argv)
+    seen = capsys.readouterr()
+    found = seen.out + seen.err
+    assert (code != 0) == ("fovea: " in shown or "only in A" in shown), f"{where}: exit code {code}\n{found}"
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if shown and not doctest.OutputChecker().check_output(shown, found, flags):
+        pytest.fail(f"{where}: fovea {' '.join(argv)}\n--- shown\n{shown}\n--- found\n{found}")
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_a_page_runs_from_top_to_bottom_and_says_what_is_shown(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    lay_out(page, tmp_path)
+    ran = 0
+    for block in BLOCKS:
+        if block.page != page:
+            continue
+        if block.language == "python" and not block.file:
+            exec(compile(block.text, str(block), "exec"), {})
+        elif block.language == "console":
+            for argv, shown in session(block):
+                run_command(argv, shown, block, capsys)
+                ran += 1
+    assert ran >= 8
 
 
 # --- scores -----------------------------------------------------------------------------------------
@@ -281,10 +313,99 @@ def test_the_keys_of_a_stage_and_their_defaults():
 def test_the_other_keys():
     assert keys("training.md", "A recipe") >= set(Recipe.model_fields) - {"data", "backbones", "model"}
     assert keys("evaluation.md", "Settings") == set(Evaluation.model_fields)
-    assert keys("data.md", "A build recipe") == set(BuildRecipe.model_fields)
-    kinds = text_of("data.md").split("| kind | keys", 1)[1].split("\n\n", 1)[0]
-    for source in (CaptionsSource, HtmlSource, PdfSource):
-        assert set(source.model_fields) - {"name", "kind", "license"} <= set(re.findall(r"`(\w+)`", kinds))
+
+
+# Heading of data-recipe.md: its model, and the models whose keys stand under a heading of their own.
+KEYS = {
+    "The recipe": (BuildRecipe, ()),
+    "Sources": (FileSource, ()),
+    "Documents": (DocumentSource, (FileSource,)),
+    "Rows": (RowOptions, ()),
+    "Kind pdf": (PdfOptions, ()),
+    "Kind warc": (WarcSource, (DocumentSource,)),
+    "Kind synthetic": (SyntheticSource, (FileSource,)),
+    "Kept answers": (KeepLimits, ()),
+    "Kind scenes": (ScenesSource, (SourceConfig,)),
+    "Images": (ImageLimits, ()),
+    "Filters": (FilterConfig, ()),
+    "Limits of a text": (TextLimits, ()),
+    "Repetition": (Repetition, ()),
+    "Fetch": (FetchConfig, ()),
+    "Copies": (DedupConfig, ()),
+    "Copies of documents": (Documents, ()),
+    "MinHash": (MinHash, ()),
+    "Copies of images": (Images, ()),
+    "Near images": (NearImages, ()),
+    "Slurm": (SlurmConfig, ()),
+}
+
+
+def written(value: object) -> str:
+    """A default as the page writes it."""
+    match value:
+        case None | () | "":
+            return "none"
+        case bool():
+            return str(value).lower()
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:g}"
+        case str():
+            return value
+        case tuple():
+            return ", ".join(map(str, value))
+    return "see below"
+
+
+@pytest.mark.parametrize("heading", KEYS)
+def test_the_keys_of_a_data_recipe_and_their_defaults(heading):
+    model, elsewhere = KEYS[heading]
+    left = {"kind"}.union(*(m.model_fields for m in elsewhere))
+    fields = {k: f for k, f in model.model_fields.items() if k not in left}
+    expected = {
+        k: "required" if f.is_required() else written(f.get_default(call_default_factory=True))
+        for k, f in fields.items()
+    }
+    assert {row[0].strip("`"): row[1] for row in rows("data-recipe.md", heading)} == expected
+
+
+def test_every_kind_of_source_is_in_the_keys():
+    models = {m for m, _ in KEYS.values()}
+    for source in get_args(get_args(Source)[0]):
+        assert set(source.model_fields) - {"kind"} <= set().union(*(m.model_fields for m in models))
+        assert f"`{source.model_fields['kind'].default}`" in text_of("data.md")
+
+
+def set_keys(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key in config.model_fields_set:
+        value = getattr(config, key)
+        if isinstance(value, BaseModel):
+            yield from set_keys(value, f"{key}.")
+        else:
+            yield prefix + key, written(value)
+
+
+def test_the_presets():
+    lines = text_of("data-recipe.md").split("# Presets\n", 1)[1]
+    names = re.findall(r"`([\w-]+)`", next(line for line in lines.splitlines() if line.startswith("| key")))
+    cells = {row[0].strip("`"): row[1:] for row in rows("data-recipe.md", "Presets")}
+    shown = {name: {k: c[n] for k, c in cells.items() if c[n]} for n, name in enumerate(names)}
+    assert shown == {name: dict(set_keys(p)) for name, p in PRESETS.items() if name != "none"}
+
+
+def test_the_protocols_and_containers():
+    page = text_of("data.md")
+    assert ", ".join(f"`{p}`" for p in PROTOCOLS) in " ".join(page.split())
+    table = page.split("# Containers\n", 1)[1].split("\n\n### ", 1)[0]
+    assert set(re.findall(r"`(\.[a-z.]+)`", table)) >= {
+        s for s in CONTAINERS if not s.endswith((".gz", ".zst"))
+    }
+
+
+def test_the_layouts():
+    shown = set(re.findall(r"^\*\*`(\w+)`\*\*", text_of("data.md"), re.MULTILINE))
+    assert shown == set(get_args(RowOptions.model_fields["layout"].annotation)) - {"auto"}
 
 
 def test_the_columns_of_a_sample():

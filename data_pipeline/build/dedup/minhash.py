@@ -8,8 +8,10 @@ cluster the sample that is first in the corpus stays, so that the number of task
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from hashlib import sha1
+from io import StringIO
 from itertools import accumulate
 from pathlib import Path
 
@@ -85,6 +87,14 @@ class Signatures(MinhashDedupSignature):
             part = value.min(axis=0)
             low = part if low is None else np.minimum(low, part)
         return [x.tolist() for x in np.split(low, self.config.num_buckets)]
+
+
+class Clusters(MinhashDedupCluster):
+    """datatrove's last step without its progress bar, which would stand between the lines of the build."""
+
+    def run(self, data: Iterable[Document] | None = None, rank: int = 0, world_size: int = 1) -> None:
+        with redirect_stderr(StringIO()):
+            super().run(data, rank, world_size)
 
 
 def _simplified(text: str) -> str:
@@ -190,10 +200,7 @@ def jobs(corpus: Corpus, config: MinHash, work: Path, tasks: int) -> tuple[Path,
     steps: list[tuple[Sealed, list[PipelineStep]]] = [
         (signatures, [texts, Signatures(made, config=ours, language=Words())]),
         (buckets, [RequireSealed(signatures), MinhashDedupBuckets(made, paired, config=ours)]),
-        (
-            clusters,
-            [RequireSealed(buckets), MinhashDedupCluster(paired, joined, config=ours, save_cluster_id=True)],
-        ),
+        (clusters, [RequireSealed(buckets), Clusters(paired, joined, config=ours, save_cluster_id=True)]),
     ]
     return folder, [
         Job(
