@@ -112,6 +112,7 @@ JPEG = encoded(photo(1), "JPEG", quality=90)
 
 # ---- images: one row of captions each, so that a row is kept or dropped with its picture ----
 IMAGES: dict[str, tuple[bytes, str]] = {
+    f"a{ESCAPE}\n.jpg": (JPEG[: len(JPEG) // 3], "unreadable image"),
     "bomb-144-megapixels.png": (bomb_png(12_000), "image too large"),
     "strip-1x65500.jpg": (encoded(Image.new("L", (1, 65_500)), "JPEG"), "image too small"),
     "band-65500x20.jpg": (encoded(Image.new("L", (65_500, 20)), "JPEG"), "image too elongated"),
@@ -572,6 +573,7 @@ def test_with_stop_the_same_inputs_are_listed_on_one_screen(built):
     assert code == 4
     assert "Traceback" not in out + err
     assert "--bad-inputs drop" in err
+    assert "a\\x1b]0;owned\\x07\\x1b[31m\\n.jpg" in err, "the name is spelled out"
     assert len(err.splitlines()) <= 24
     assert not _CONTROLS.search(out + err)
     assert not (built.directory.with_name("stopped") / "manifest.json").exists()
