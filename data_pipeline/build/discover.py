@@ -90,12 +90,16 @@ def _documents(files: Sequence[Path], folder: Path) -> Iterator[_Found]:
 
 
 def _records(files: Sequence[Path], folder: Path) -> Iterator[_Found]:
-    """Records are a source per file; files whose names differ in numbers alone are parts of one source."""
+    """Records are a source per file; files whose names differ in numbers alone are parts of one source.
+
+    A link is no record: it may lead to any file of this machine. Whoever wants it read names it in a recipe.
+    """
     present = {p.relative_to(folder).as_posix() for p in files}
     saved = {p.parent for p in files if p.name == STATE}
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in files:
-        if container_of(path.name) is None or describes_others(path.relative_to(folder).as_posix(), present):
+        about = describes_others(path.relative_to(folder).as_posix(), present)
+        if about or path.is_symlink() or container_of(path.name) is None:
             continue
         pattern = "*.arrow" if path.parent in saved and path.suffix == ".arrow" else _pattern(path.name)
         groups.setdefault((path.parent, pattern), []).append(path)

@@ -51,3 +51,15 @@ def test_a_folder_of_such_names_builds(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     build(folder, out / "data")
     assert sorted(s.url for s in samples(out / "data")) == ["caf\\xe9.html", "captions-\\xe8.jsonl"]
+
+
+def test_a_link_in_a_folder_is_not_followed_out_of_it(tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/captions.jsonl").write_text('{"image": "s.jpg", "caption": "a secret"}')
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/page.html").write_text("<p>A text of a page, long enough to keep.</p>")
+    (tmp_path / "in/captions.jsonl").symlink_to("../secret/captions.jsonl")
+    (tmp_path / "in/more").symlink_to("../secret")
+    recipe, unread = discover(tmp_path / "in")
+    assert [s.kind for s in recipe.sources] == ["html"]
+    assert unread == ("captions.jsonl",)
