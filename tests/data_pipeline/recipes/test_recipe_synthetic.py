@@ -1,4 +1,4 @@
-"""The recipe synthetic on a built dataset and a small server with the OpenAI API that answers from the image."""
+"""The recipe synthetic on a built dataset, and a small server with the OpenAI API that looks at the image."""
 
 import base64
 import hashlib
