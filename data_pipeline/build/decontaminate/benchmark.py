@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.build.decontaminate.config import DecontaminateConfig
+from data_pipeline.build.read.files import spelled
 from data_pipeline.build.read.reading import IMAGE_SUFFIXES
 
 _MAX_LINE = 64 * 2**20
@@ -53,7 +54,7 @@ def read_benchmark(directory: Path, config: DecontaminateConfig) -> Iterator[Pic
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue
-        name = path.relative_to(directory).as_posix()
+        name = spelled(path.relative_to(directory).as_posix())
         suffix = path.suffix.lower()
         if suffix not in IMAGE_SUFFIXES and suffix not in _ROWS:
             continue
@@ -89,7 +90,7 @@ def _of_row(name: str, row: Any, config: DecontaminateConfig) -> Iterator[Pictur
     for number, data in enumerate(_pictures(row), 1):
         yield Picture(f"{name}, image {number}", data)
     for text in item_texts(row, config):
-        yield Item(name, text)
+        yield Item(name, text.encode("utf-8", "replace").decode())  # JSON can hold what is no Unicode
 
 
 def _strings(value: Any, depth: int = 0) -> Iterator[str]:
