@@ -75,8 +75,14 @@ def describe(withdrawal: Withdrawal) -> list[str]:
     for kind, values in withdrawal.unknown.items():
         if values:
             more = f", and {len(values) - 5:,} more" if len(values) > 5 else ""
-            lines.append(f"  {len(values):,} {kind} match nothing: {', '.join(values[:5])}{more}")
+            shown = ", ".join(_printable(v) for v in values[:5])
+            lines.append(f"  {len(values):,} {kind} match nothing: {shown}{more}")
     return lines
+
+
+def _printable(text: str) -> str:
+    """Lists of opt-outs come from anywhere: no control character of theirs reaches a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _earlier(directory: Path, manifest: Manifest) -> tuple[list[Exclusion], list[Any]]:

@@ -558,6 +558,12 @@ _CONTROLS = re.compile(r"[^\n\r\t\x20-\x7e\x80-\xff]|\x7f")
 
 def test_no_control_character_of_the_inputs_reaches_a_terminal(built, tmp_path):
     texts = [built.out, built.err]
+    copy, listed = tmp_path / "copy", tmp_path / "opted_out.txt"
+    shutil.copytree(built.directory, copy)
+    listed.write_text(f"https://h.org/{ESCAPE}\nhttps://h.org/\x9b\n")
+    code, out, err, _ = fovea("withdraw", copy, "--urls-from", listed, "--id", ESCAPE)
+    assert (code, "1 ids match nothing" in out) == (0, True), err
+    texts += [out, err]
     for verb in (("verify",), ("stats",), ("preview", "--out", tmp_path / "p.html", "--n", 400)):
         code, out, err, _ = fovea(verb[0], built.directory, *verb[1:])
         assert code == 0, err
