@@ -1,8 +1,9 @@
 """Which reader opens which kind of source. A new kind is a model in recipe.py and a case here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_pipeline.build.read import html, pdf, warc
 from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.html import HtmlReader
 from data_pipeline.build.read.pdf import PdfReader
@@ -23,7 +24,7 @@ from data_pipeline.build.recipe import (
 )
 from data_pipeline.build.synthesize.reader import SyntheticReader
 from data_pipeline.build.synthesize.source import SyntheticSource
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, DataError
 
 
 def open_reader(
@@ -31,7 +32,8 @@ def open_reader(
 ) -> Reader:
     """The reader of a source. Relative paths count from `root`; what readers keep goes below `directory`.
 
-    Raises ConfigError where the source's path leads nowhere, before anything is read.
+    Raises ConfigError where the source's path leads nowhere, DataError where it holds no file of the kind,
+    before anything is read.
     """
     if isinstance(source, ScenesSource):
         return ScenesReader(source)
@@ -41,12 +43,15 @@ def open_reader(
     tree = _tree(source, recipe, root)
     match source:
         case HtmlSource():
+            _expect_files(source, tree, html.SUFFIXES)
             return HtmlReader(source.name, source.license, tree)
         case WarcSource():
+            _expect_files(source, tree, warc.SUFFIXES)
             return WarcReader(source, tree, directory / "cache", keep_missing=recipe.fetch is not None)
         case InterleavedSource() | CaptionsSource() | QuestionsSource():
             return RowReader(source.name, source.kind, source.license, tree, source)
         case PdfSource():
+            _expect_files(source, tree, pdf.SUFFIXES)
             return PdfReader(source.name, source.license, tree, source)
 
 
@@ -61,6 +66,17 @@ def _tree(source: FileSource, recipe: BuildRecipe, root: Path) -> Tree:
             f"  Correct its `path` in the recipe ('{source.path}', counted from {root}),\n"
             f"  or say where the inputs are:  fovea data build RECIPE --inputs DIR"
         ) from None
+
+
+def _expect_files(source: FileSource, tree: Tree, suffixes: Sequence[str]) -> None:
+    """A wrong folder is said at once: a dataset of nothing would be found out much later."""
+    try:
+        found = tree.files(suffixes)
+    except OSError as e:
+        raise DataError(f"source '{source.name}' cannot be listed: {e}") from None
+    if not found:
+        wanted = f"names that end in {', '.join(suffixes)}"
+        raise DataError(f"source '{source.name}': no file below its path; read are {wanted}")
 
 
 def listing(readers: dict[str, Reader], *, versions: bool) -> str:
