@@ -1,6 +1,6 @@
 """A whole build of captions beside its pictures' decode and resize alone; two workers beside one; memory.
 
-    python tests/benchmarks/bench_build.py [--photos DIR] [--copies 10] [--out FILE.json]
+    python tests/benchmarks/bench_build.py [--photos DIR] [--copies 40] [--out FILE.json]
 
 Ratios, all of one run: `pipeline_over_decode` in CPU seconds (bar: at most 1.5), `two_workers_speedup` in
 wall-clock seconds (bar: at least 1.7; measure with the machine quiet), `peak_mib` of the largest worker.
@@ -29,7 +29,7 @@ COMMENT = b"\xff\xfe"  # a JPEG marker: the copies differ in bytes, not in pixel
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, default=PHOTOS)
-    parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--copies", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
     LD_PRELOAD=die_at.so python every_point.py die_at.so {build|withdraw|exclude|export|copy} INPUTS WORK
 
-INPUTS holds recipe.yaml. Of the writes to one file the first, a middle and the last are tried. Prints
+INPUTS holds recipe.yaml. Of writes that are alike the first, a middle and the last are tried. Prints
 {"changes", "points", "files", "wrong": [[point, change, what is wrong], ...]}.
 """
 
@@ -114,16 +114,22 @@ def run(deed: Deed, folder: Path, fatal: int, noted: Path | None = None) -> int:
 
 
 def chosen(changes: list[str]) -> Iterator[int]:
-    """The points to die at, from 1: of many writes to one file three, of the rest all."""
+    """The points to die at, from 1: all but writes, of which three of each file.
+
+    Half a temporary file is like another one, whatever stands in it: three of each kind and folder.
+    """
     writes: dict[str, list[int]] = {}
     for point, change in enumerate(changes, 1):
         what, _, path = change.partition(" ")
-        if what == "write":
-            writes.setdefault(path, []).append(point)
-        else:
+        final, *temporary = path.split(".tmp-")
+        if what != "write":
             yield point
-    for of_file in writes.values():
-        yield from sorted({of_file[0], of_file[len(of_file) // 2], of_file[-1]})
+        elif temporary:
+            writes.setdefault(f"{Path(final).parent} {Path(final).suffix}", []).append(point)
+        else:
+            writes.setdefault(path, []).append(point)
+    for alike in writes.values():
+        yield from sorted({alike[0], alike[len(alike) // 2], alike[-1]})
 
 
 def faults_after(
@@ -144,17 +150,24 @@ def faults_after(
         yield f"the repeat ended with exit code {code}"
     ended = content(folder)
     yield from (f"repeated: {k} differs" for k in {*ended, *after} if ended.get(k) != after.get(k))
-    # A dataset that is the unbroken one to the byte verifies as that one does; adding it up is cheap.
-    yield from (f"repeated: {fault}" for fault in balanced(funnel(read_manifest(folder / "data"))))
+    # What is the unbroken dataset to the byte verifies as that does; adding it up is cheap.
+    yield from (f"repeated: {fault}" for fault in imbalances(folder))
 
 
 def unsound(folder: Path) -> list[str]:
     """Why the dataset is none: what `verify` finds, and what does not add up."""
     try:
         verify(folder / "data")
-        return balanced(funnel(read_manifest(folder / "data")))
     except FoveaError as e:
         return str(e).splitlines()[1:] or [str(e)]
+    return imbalances(folder)
+
+
+def imbalances(folder: Path) -> list[str]:
+    try:
+        return balanced(funnel(read_manifest(folder / "data")))
+    except FoveaError as e:
+        return [str(e)]
 
 
 def content(folder: Path) -> dict[str, bytes]:
