@@ -1,5 +1,6 @@
 """The recipe obelics-like on a crawl of two files: pages in one, their pictures in the other."""
 
+import base64
 import io
 from pathlib import Path
 
@@ -15,7 +16,9 @@ nicht viele, die ihn noch kennen, aber wer ihn sieht, der vergisst ihn nicht. Im
 
 def page(*parts: str, head: str = "") -> bytes:
     """Texts, and pictures where a part names one."""
-    body = "".join(f'<img src="{p}" alt="a view">' if p.startswith("/") else f"<p>{p}</p>" for p in parts)
+    body = "".join(
+        f'<img src="{p}" alt="a view">' if p.startswith(("/", "data:")) else f"<p>{p}</p>" for p in parts
+    )
     return f"<html><head><title>t</title>{head}</head><body>{body}</body></html>".encode()
 
 
@@ -63,7 +66,9 @@ def crawl(tmp_path, make) -> Path:
         first, *rest = make.prose(n)
         one.add(f"/page{n}", page(first, f"/{n}.png", *rest, "/banner.jpg"))
     first, *rest = make.prose(20)
-    one.add("/mixed", page(first, "/13.png", "Read more", *rest, "/gone.png", "/small.png", "/blank.png"))
+    cut_off = "data:image/png;base64," + base64.b64encode(make.picture(97)[:300]).decode()
+    refused = ("/gone.png", "/small.png", "/blank.png", cut_off)
+    one.add("/mixed", page(first, "/13.png", "Read more", *rest, *refused))
     one.add("/copy", page(first, "/13.png", *rest))  # all that the filters leave of the page before
     one.add("/set-early", page(*make.prose(21), "/14.png", "/15.png"))
     one.add("/set-late", page("/15.png", *make.prose(22), "/14.png"))
@@ -104,6 +109,7 @@ def test_a_crawl_becomes_clean_documents_and_every_loss_has_its_reason(fovea_bui
         "image not in the crawl": 1,
         "image too small": 1,
         "blank image": 1,
+        "unreadable image": 1,
         "language not wanted": 1,
     }
     assert built.excluded() == {
