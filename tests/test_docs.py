@@ -29,7 +29,7 @@ from data_pipeline.build.read.row_reader import RowOptions
 from data_pipeline.build.read.rows.containers import CONTAINERS
 from data_pipeline.build.read.source import DocumentSource, FileSource, SourceConfig
 from data_pipeline.build.read.warc import WarcSource
-from data_pipeline.build.recipe import BuildRecipe, ScenesSource, Source, load_build
+from data_pipeline.build.recipe import RECIPES, BuildRecipe, ScenesSource, Source, load_build
 from data_pipeline.build.slurm import SlurmConfig
 from data_pipeline.build.synthesize.source import KeepLimits, SyntheticSource
 from data_pipeline.sample import SCHEMA
@@ -401,6 +401,11 @@ def test_the_protocols_and_containers():
     assert set(re.findall(r"`(\.[a-z.]+)`", table)) >= {
         s for s in CONTAINERS if not s.endswith((".gz", ".zst"))
     }
+
+
+def test_the_readme_names_every_data_recipe_that_ships():
+    shown = set(re.findall(r"`([\w-]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert {p.stem for p in RECIPES.glob("*.yaml")} <= shown
 
 
 def test_the_layouts():
