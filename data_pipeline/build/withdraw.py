@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_pipeline.build.directory import locked
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, printable
 from data_pipeline.manifest import Manifest, read_manifest
 from data_pipeline.view import Exclusion, View, exclude, light_rows, read_exclusions
 
@@ -75,14 +75,9 @@ def describe(withdrawal: Withdrawal) -> list[str]:
     for kind, values in withdrawal.unknown.items():
         if values:
             more = f", and {len(values) - 5:,} more" if len(values) > 5 else ""
-            shown = ", ".join(_printable(v) for v in values[:5])
+            shown = ", ".join(printable(v) for v in values[:5])
             lines.append(f"  {len(values):,} {kind} match nothing: {shown}{more}")
     return lines
-
-
-def _printable(text: str) -> str:
-    """Lists of opt-outs come from anywhere: no control character of theirs reaches a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _earlier(directory: Path, manifest: Manifest) -> tuple[list[Exclusion], list[Any]]:
@@ -182,7 +177,9 @@ def _found(
             if wanted.has("media_ids", media["media_id"]) | wanted.has_address(media["url"]):
                 found.append(Exclusion(row["id"], media["media_id"], reason))
     whole = {e.id for e in (*earlier, *found) if e.media_id is None}
-    left = list(whole)
+    # Parents that lie in another dataset are known here by their ids alone.
+    parents = [i for i in wanted.named["ids"] if i in children and wanted.has("ids", i)]
+    left = [*whole, *parents]
     while left:
         for child in children.get(left.pop(), ()):
             if child not in whole:

@@ -148,6 +148,12 @@ def test_a_generator_goes_with_all_its_versions_or_one(family):
 
 def test_what_was_made_from_the_withdrawn_goes_too(family):
     assert set(_after(family, generators=["other"])) == {"cap0", "chat3", "chat4"}
+
+
+def test_a_parent_that_lies_in_another_dataset_takes_its_children_along(family):
+    found = withdraw(family, ids=["x", "y"])
+    assert "chat2" not in shown(family)
+    assert (found.samples, found.unknown["ids"]) == (1, ("y",))
     assert set(_after(family, ids=["cap0"])) == {"chat3", "chat4"}
 
 
