@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural, positive
 from data_pipeline.cli_views import add_view_verbs
-from data_pipeline.errors import ConfigError, FoveaError
+from data_pipeline.errors import ConfigError, FoveaError, shown
 
 if TYPE_CHECKING:
     from data_pipeline.build.executor import Executor
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run_verb(args)
     except FoveaError as e:
-        sys.stderr.write(f"fovea: {e}\n")
+        sys.stderr.write(f"fovea: {shown(e)}\n")
         return e.exit_code
 
 

@@ -47,3 +47,13 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text: str) -> str:
+    """Names and reasons come from inputs: what is no printable character is spelled out for a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(error: FoveaError) -> str:
+    """The lines of an error's text, for a terminal."""
+    return "\n".join(printable(line) for line in str(error).split("\n"))

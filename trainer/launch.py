@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.errors import FoveaError, PreflightError, TransientError
+from data_pipeline.errors import FoveaError, PreflightError, TransientError, shown
 
 GRACE_S = 30.0
 """Seconds that the other ranks get to end by themselves once one has failed."""
@@ -74,7 +74,7 @@ def report_error(error: FoveaError) -> None:
     if file := os.environ.get(ERROR_FILE):
         Path(file).write_text(str(error), encoding="utf-8")
     else:
-        sys.stderr.write(f"fovea: {error}\n")
+        sys.stderr.write(f"fovea: {shown(error)}\n")
 
 
 @contextmanager

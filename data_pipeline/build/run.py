@@ -30,7 +30,7 @@ from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
 from data_pipeline.build.synthesize.local import local_endpoints
 from data_pipeline.build.write.shards import WriteShards
-from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.errors import ConfigError, DataError, printable
 from data_pipeline.manifest import (
     Manifest,
     TaskRecord,
@@ -168,7 +168,7 @@ def _stop_at_changes(before: str, after: str) -> None:
     if before == after:
         return
     lines = {*before.split("\n")} ^ {*after.split("\n")}
-    names = sorted({_printable(line.split("\t")[1]) for line in lines if "\t" in line})
+    names = sorted({printable(line.split("\t")[1]) for line in lines if "\t" in line})
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise DataError(
         f"inputs were added, removed or changed while the build read them: {shown}\n"
@@ -180,7 +180,7 @@ def _stop_at_bad_inputs(records: Sequence[TaskRecord], directory: Path) -> None:
     bad = list({json.dumps(b, sort_keys=True): b for r in records for b in r.bad_inputs}.values())
     if not bad:
         return
-    lines = [_printable(f"  {b['file']} ({b['where']}): {b['reason']}") for b in bad[:_SHOWN]]
+    lines = [printable(f"  {b['file']} ({b['where']}): {b['reason']}") for b in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  ... and {len(bad) - _SHOWN} more, in {directory / 'dropped'}")
     plural = "input" if len(bad) == 1 else "inputs"
@@ -191,8 +191,3 @@ def _stop_at_bad_inputs(records: Sequence[TaskRecord], directory: Path) -> None:
         "  or leave them out and count them:  the same command with --bad-inputs drop\n"
         "  (what was read is kept: the repeat takes seconds)"
     )
-
-
-def _printable(text: str) -> str:
-    """Names and reasons come from the inputs: no control character of theirs reaches a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from data_pipeline.build.cut import CutDocuments
+from data_pipeline.errors import printable
 from data_pipeline.manifest import Exclusions, Funnel, Manifest, StepCount, add_counts
 
 UNITS = ("samples", "images")
@@ -190,7 +191,7 @@ def _block(title: str, ledger: dict[str, Any]) -> list[str]:
             )
         )
         notes[len(rows) - 1] = [
-            f"    {n:,} {unit} dropped: {_printable(reason)}"
+            f"    {n:,} {unit} dropped: {printable(reason)}"
             for unit in UNITS
             for reason, n in sorted(step[unit]["dropped"].items(), key=lambda r: (-r[1], r[0]))
         ]
@@ -204,8 +205,3 @@ def _block(title: str, ledger: dict[str, Any]) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
-
-
-def _printable(text: str) -> str:
-    """Reasons of exclusions may come from a file: no control character of theirs reaches a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
