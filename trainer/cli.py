@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         metavar="DIR",
-        help="a folder of your documents: HTML, PDF, captions.json, qa.json",
+        help="a folder of your documents: HTML, crawls, PDF, captions, questions, rows",
     )
     p.add_argument(
         "--scenes-weight",

@@ -69,6 +69,11 @@ def build(
         base = Path.cwd()
     elif is_folder(recipe):
         base = Path(recipe).resolve()
+        if Path(out).resolve().is_relative_to(base):
+            raise ConfigError(
+                f"{out} lies inside {recipe}, the folder that is built: a repeat would read its own report.\n"
+                "  Choose another --out"
+            )
         recipe, unread = discover(base, overrides)
     else:
         recipe, base = load_build(recipe, overrides)
@@ -113,7 +118,8 @@ def build(
             # What was withdrawn from the finished dataset stays withdrawn, whatever is built again.
             exclusions=finished.exclusions if finished else (),
         )
-        manifest = _without_copies(manifest, recipe, directory, executor)
+        if manifest != finished:  # else nothing was done anew, and the copies are known
+            manifest = _without_copies(manifest, recipe, directory, executor)
         write_manifest(directory, manifest)
         remove_unnamed(directory, manifest)
         write_report(directory)

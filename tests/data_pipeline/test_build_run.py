@@ -213,3 +213,20 @@ def test_a_shipped_recipe_is_found_beside_a_folder_of_its_name(tmp_path, monkeyp
     assert not is_folder("demo")
     assert is_folder("./demo")
     assert is_folder(tmp_path / "demo")
+
+
+def test_an_out_inside_the_folder_that_is_built_is_refused(tmp_path):
+    (tmp_path / "page.html").write_text("<p>some words that make a page</p>")
+    with pytest.raises(ConfigError, match="lies inside"):
+        build(tmp_path, tmp_path / "data" / "mine")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_repeat_of_a_finished_build_looks_for_copies_no_more(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "page.html").write_text("<p>some words that make a page</p>")
+    source = {"name": "pages", "kind": "html", "path": "."}
+    recipe = BuildRecipe.model_validate({"name": "n", "dedup": {}, "sources": [source]})
+    first = build(recipe, tmp_path / "out", root=tmp_path / "in")
+    monkeypatch.setattr("data_pipeline.build.run.exclusions", lambda *a, **k: pytest.fail("looked again"))
+    assert build(recipe, tmp_path / "out", root=tmp_path / "in") == first
