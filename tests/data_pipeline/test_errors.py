@@ -5,4 +5,5 @@ from data_pipeline.errors import DataError, printable, shown
 
 def test_control_characters_of_names_are_spelled_out_and_lines_stay_lines():
     assert printable("a\x1b]0;x\x07\u009b\n.jpg é") == r"a\x1b]0;x\x07\x9b\n.jpg é"
-    assert shown(DataError("two faults:\n  a\x1b[31m.jpg\n  b\tc")) == "two faults:\n  a\\x1b[31m.jpg\n  b\\tc"
+    said = shown(DataError("two faults:\n  a\x1b[31m.jpg\n  b\tc"))
+    assert said == "two faults:\n  a\\x1b[31m.jpg\n  b\\tc"
