@@ -53,10 +53,13 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def prepare(directory: Path, recipe: BuildRecipe, fingerprint: str, stamp: str) -> Manifest | None:
+def prepare(
+    directory: Path, recipe: BuildRecipe, fingerprint: str, stamp: str, at_work: str | None = None
+) -> Manifest | None:
     """Refuse a directory of another dataset; clear away what an interrupted or outdated build left.
 
-    Returns the manifest of a build that was finished before.
+    `at_work`: a Slurm job of an earlier command that still does this build's tasks; nothing is cleared under
+    it. Returns the manifest of a build that was finished before.
     """
     path = directory / IDENTITY
     mine = {"recipe": recipe_fingerprint(recipe), "name": recipe.name, "inputs": content_id(stamp)}
@@ -76,7 +79,12 @@ def prepare(directory: Path, recipe: BuildRecipe, fingerprint: str, stamp: str) 
         )
     tasks = range(recipe.tasks)
     stale = {t for t in tasks if not is_task_done(directory, recipe.tasks, fingerprint, t)}
-    if found is not None and found["inputs"] != mine["inputs"] and (finished is None or stale):
+    changed = found is not None and found["inputs"] != mine["inputs"] and (finished is None or bool(stale))
+    if at_work is not None:
+        if changed:
+            raise still_at_work(directory, at_work)
+        return finished
+    if changed:
         # Inputs were repaired or touched and are to be read: what one task reads now and what another one
         # read then would not be one dataset. A finished dataset that is whole needs no inputs any more.
         for record in (directory / "manifest").glob("*.json"):
@@ -89,6 +97,13 @@ def prepare(directory: Path, recipe: BuildRecipe, fingerprint: str, stamp: str) 
             shard.unlink()
     write_json(path, mine)
     return finished
+
+
+def still_at_work(directory: Path, job_id: str) -> DataError:
+    return DataError(
+        f"Slurm job {job_id} of an earlier command still works on {directory}.\n"
+        f"  Wait for it (the same command as before does), or end it:  scancel {job_id}"
+    )
 
 
 def _identity(path: Path) -> dict[str, str] | None:

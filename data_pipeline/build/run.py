@@ -12,7 +12,7 @@ from rich.console import Console
 from data_pipeline.build.cut import CutDocuments, Size
 from data_pipeline.build.dedup.corpus import Corpus
 from data_pipeline.build.dedup.run import exclusions
-from data_pipeline.build.directory import is_task_done, locked, prepare
+from data_pipeline.build.directory import is_task_done, locked, prepare, still_at_work
 from data_pipeline.build.discover import discover
 from data_pipeline.build.executor import Executor, Job, LocalExecutor
 from data_pipeline.build.fetch.step import FetchImages
@@ -25,6 +25,7 @@ from data_pipeline.build.read.reading import Reader
 from data_pipeline.build.read.source import DocumentSource
 from data_pipeline.build.read.warc import WarcReader
 from data_pipeline.build.recipe import BuildRecipe, is_folder, load_build, recipe_fingerprint, recipe_page
+from data_pipeline.build.slurm import SlurmExecutor, array_at_work
 from data_pipeline.build.sources import listing, open_reader
 from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
@@ -90,12 +91,16 @@ def build(
         fingerprint = content_id(recipe_fingerprint(recipe), listing(readers, versions=False), *lists)
         stack.enter_context(locked(directory))
         inputs = listing(readers, versions=True)
-        finished = prepare(directory, recipe, fingerprint, stamp=inputs)
+        logs = directory / "logs" / fingerprint
+        job_id, at = array_at_work(directory) or (None, None)
+        if job_id is not None and not (isinstance(executor, SlurmExecutor) and at == logs):
+            raise still_at_work(directory, job_id)
+        finished = prepare(directory, recipe, fingerprint, stamp=inputs, at_work=job_id)
         job = Job(
             name=f"fovea-{recipe.name}",
             pipeline=_pipeline(recipe, readers, root, directory, fingerprint),
             tasks=recipe.tasks,
-            logs=directory / "logs" / fingerprint,
+            logs=logs,
             is_done=functools.partial(is_task_done, directory, recipe.tasks, fingerprint),
         )
         with Progress(directory, fingerprint, console or Console(quiet=True)) as progress:

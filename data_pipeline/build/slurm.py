@@ -108,7 +108,7 @@ class SlurmExecutor:
         job.logs.mkdir(parents=True, exist_ok=True)
         job.logs.chmod(0o700)
         job_id = _running(job.logs) or self._submit(job)
-        while _in_queue(job_id):
+        while _in_queue(job_id, unanswered=True):
             after(job.tasks - len(job.left()))
             time.sleep(self.config.poll_s)
         # A shared file system may show a record some time after the job that wrote it has ended.
@@ -138,6 +138,16 @@ class SlurmExecutor:
         return str(array.job_id)
 
 
+def array_at_work(directory: Path) -> tuple[str, Path] | None:
+    """The job of an earlier command that still works on the dataset, with the folder of its logs."""
+    if shutil.which("squeue") is None:
+        return None
+    for noted in sorted(directory.glob(f"logs/*/{_SUBMITTED}")):
+        if job_id := _running(noted.parent):
+            return job_id, noted.parent
+    return None
+
+
 def _check_commands() -> None:
     if missing := [c for c in _NEEDED if shutil.which(c) is None]:
         raise PreflightError(
@@ -157,11 +167,14 @@ def _running(logs: Path) -> str | None:
         job_id = str(json.loads((logs / _SUBMITTED).read_text())["job_id"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return job_id if job_id.isdigit() and _in_queue(job_id) else None
+    return job_id if job_id.isdigit() and _in_queue(job_id, unanswered=False) else None
 
 
-def _in_queue(job_id: str) -> bool:
-    """Whether any element waits or runs. squeue knows a finished job for some minutes, then no more."""
+def _in_queue(job_id: str, *, unanswered: bool) -> bool:
+    """Whether any element waits or runs. squeue knows a finished job for some minutes, then no more.
+
+    `unanswered`: what to think while the controller does not answer, as when it is restarted.
+    """
     found = subprocess.run(
         ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}", "--states=all"],
         capture_output=True,
@@ -169,8 +182,7 @@ def _in_queue(job_id: str) -> bool:
         check=False,
     )
     if found.returncode:
-        # Where the controller does not answer, it may be restarting: the job is not known to have ended.
-        return "Invalid job id" not in found.stderr
+        return unanswered and "Invalid job id" not in found.stderr
     return any(state not in _OVER for state in found.stdout.split())
 
 

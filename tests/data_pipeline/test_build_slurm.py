@@ -104,6 +104,8 @@ def test_a_killed_command_finds_its_array_again_and_submits_no_second_one(cluste
     first.send_signal(signal.SIGKILL)
     first.wait()
     job = json.loads(noted[0].read_text())["job_id"]
+    local = subprocess.run(_command(inputs, out), env=cluster, capture_output=True, text=True, check=False)
+    assert (local.returncode, f"scancel {job}" in local.stderr) == (4, True), local.stderr
     ran = subprocess.run(command, env=cluster, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(noted[0].read_text())["job_id"] == job

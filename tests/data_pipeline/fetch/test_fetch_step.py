@@ -58,7 +58,7 @@ def test_bytes_id_and_size_are_filled_in(site, run):
     assert mark["sample"].image_bytes == (site.picture,)
     assert (media.media_id, media.nbytes) == (content_id(site.picture), len(site.picture))
     assert (media.url, media.error, media.opt_out) == (site.url(), None, False)
-    assert mark["flow"] == (("fetch images", 1, len("before 0")),)
+    assert mark["flow"] == (("fetch images", 1, len("before 0"), 0),)
     assert mark["cuts"] == ()
     assert run.stats == {"fetched": 1}
 
