@@ -4,6 +4,7 @@ Scorers of the interface in `data_pipeline.build.score.scorer`, which names them
 """
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -53,7 +54,7 @@ class _Pair:
     segment: int
 
 
-class AlignmentScorer:
+class AlignmentScorer(ABC):
     """Cosine of image and text by a dual encoder; of several texts the best, with its number.
 
     In a document an image is compared with every text block, as MMC4 does (arXiv 2304.06939, which keeps
@@ -133,9 +134,9 @@ class AlignmentScorer:
             rows += _normalised(self._model.get_image_features(pixel_values=given))
         return torch.stack(rows).cpu().numpy()
 
+    @abstractmethod
     def _tokens(self, texts: list[str]) -> BatchEncoding:
         """As the encoder was trained to be given them."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _image_features(self, images: dict[_Place, bytes | None]) -> dict[_Place, torch.Tensor]:

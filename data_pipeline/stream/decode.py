@@ -11,18 +11,9 @@ import torch
 from PIL import Image
 
 from data_pipeline.image_spec import ImageSpec
+from data_pipeline.orientation import TAG, UPRIGHT
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-_ORIENTATION = 0x0112
-_UPRIGHT = {  # EXIF orientation -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class DecodeError(Exception):
@@ -81,7 +72,7 @@ def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     # JPEG can be decoded at 1/2, 1/4 or 1/8: twice the wanted size is kept for the final filter.
     image.draft("RGB", (2 * size[0], 2 * size[1]))
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):  # 16-bit gray: a plain conversion would clip it to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
@@ -93,7 +84,7 @@ def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int | None:
     try:
-        return image.getexif().get(_ORIENTATION)
+        return image.getexif().get(TAG)
     except Exception:  # noqa: BLE001 - a broken EXIF block says nothing about the pixels
         return None
 

@@ -13,10 +13,11 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from data_pipeline.orientation import TAG, UPRIGHT
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 SIDE = 32  # pixels of the grey copy that the cosine transform sees
 _KEPT = 8  # frequencies kept in each direction
-_ORIENTATION = 0x0112
 # What Pillow's parsers raise on altered bytes, besides OSError and ValueError.
 _BROKEN = (
     Image.DecompressionBombError,
@@ -28,15 +29,6 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
-_UPRIGHT = {  # EXIF orientation -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # DCT-II, unnormalised: row k holds cos(pi k (2n + 1) / 2N) of the N pixels n.
 _COSINES = np.cos(np.pi * np.arange(_KEPT)[:, None] * (2 * np.arange(SIDE) + 1) / (2 * SIDE))
 # A mirrored picture has the opposite sign in every odd horizontal frequency; bit 63 is frequency (0, 0).
@@ -133,7 +125,7 @@ def small_grey(image: Image.Image) -> Image.Image:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        return UPRIGHT.get(image.getexif().get(TAG, 1))
     except (OSError, ValueError, *_BROKEN):
         return None  # broken EXIF says nothing
 

@@ -7,19 +7,11 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from data_pipeline.build.images.header import orientation
+from data_pipeline.orientation import UPRIGHT
 
 SIDE = 256  # pixels of the thumbnail's longer side: less, and small print is no longer seen
 _NARROW = 64  # pixels of its shorter side at least, where the picture has them
 _PLAIN = 8  # grey levels around the median colour that count as the same colour
-_UPRIGHT = {  # EXIF orientation -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _EDGE = 50  # grey levels between a pixel's left and right neighbours at the border of a letter
 _STROKE = 6  # pixels, exclusive: how wide the stroke of a letter is
 _CELL = 8  # pixels of a side of the cells in which strokes are counted
@@ -38,7 +30,7 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> Image.Image:
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image.draft("RGB", size)
     image.load()
-    turn = _UPRIGHT.get(orientation(image.info.get("exif")))
+    turn = UPRIGHT.get(orientation(image.info.get("exif")))
     if image.mode.startswith("I"):  # 16-bit grey: a plain conversion would clip it to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser, LexborNode
 
 from data_pipeline.build.cut import Block
+from data_pipeline.build.read.dom_facts import Facts, facts_of, squeezed
 from data_pipeline.build.read.dom_image import absolute, candidates, is_blank
 from data_pipeline.build.read.dom_tables import (
     BLOCK,
@@ -42,9 +43,7 @@ from data_pipeline.build.read.reading import Fault, Picture
 REPEATED = 3
 _CONTENT_OF_FORM = "h1, article, main"
 _PARAGRAPHS_OF_FORM = 10
-_OPT_OUTS = frozenset(("noindex", "none", "noai", "noimageai", "noimageindex", "noml"))
 Attributes = dict[str, str | None]
-_META_ROBOTS = frozenset(("robots", "googlebot", "ccbot", "gptbot", "google-extended"))
 
 
 class Text(NamedTuple):
@@ -68,18 +67,6 @@ class Image(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a page says of itself. `robots`: the directives of its meta tags that keep it out of datasets."""
-
-    title: str | None = None
-    lang: str | None = None
-    canonical: str | None = None
-    base: str = ""
-    robots: frozenset[str] = frozenset()
-    tdm_reserved: bool = False
-
-
-@dataclass(frozen=True)
 class Page:
     facts: Facts
     blocks: list[Text | Image] = field(repr=False)
@@ -88,7 +75,7 @@ class Page:
 def read_page(page: str, url: str = "") -> Page:
     """The page at `url` (empty for a local file: references stay as they are written)."""
     tree = LexborHTMLParser(tame(page), options=LexborDocumentOptions.WO_EVENTS)
-    facts = _facts(tree, url)
+    facts = facts_of(tree, url)
     walk = _Walk(facts.base)
     if tree.body is not None:
         walk.below(tree.body)
@@ -281,7 +268,7 @@ class _Walk:
 
     def _enter_image(self, node: LexborNode, attributes: Attributes) -> bool:
         self.flush()
-        found = Image(self._joined(candidates(attributes, self.sources)), _words(attributes.get("alt")))
+        found = Image(self._joined(candidates(attributes, self.sources)), squeezed(attributes.get("alt")))
         last = self.out[-1] if self.out else None
         # Some pages put the fallback before the lazy image, not after it.
         if type(last) is Image and last.fallback and set(last.urls) & set(found.urls):
@@ -303,7 +290,7 @@ class _Walk:
                 real = (u for u in last.urls if u and not is_blank(u))
                 self.out[-1] = last._replace(urls=tuple(dict.fromkeys((*real, *urls))))
             else:
-                self.out.append(Image(urls, _words(given.get("alt")), fallback=True))
+                self.out.append(Image(urls, squeezed(given.get("alt")), fallback=True))
         return False
 
     def _joined(self, references: tuple[str, ...]) -> tuple[str, ...]:
@@ -349,52 +336,6 @@ _LEAVE = {
 }
 
 
-def _facts(tree: LexborHTMLParser, url: str) -> Facts:
-    root, head = tree.root, tree.head
-    lang = root.attributes.get("lang") or root.attributes.get("xml:lang") if root is not None else None
-    if head is None:
-        return Facts(lang=_words(lang), base=url)
-    title = canonical = None
-    base = url
-    robots: set[str] = set()
-    tdm = False
-    node = head.first_child
-    while node is not None:
-        match node.tag:
-            case "title":
-                title = title or _words(node.text())
-            case "base":
-                base = _base(url, node.attributes.get("href"), base)
-            case "link":
-                attributes = node.attributes
-                if canonical is None and (attributes.get("rel") or "").lower() == "canonical":
-                    canonical = absolute((attributes.get("href") or "").strip(), base) or None
-            case "meta":
-                attributes = node.attributes
-                name, content = (attributes.get("name") or "").lower(), attributes.get("content") or ""
-                if name in _META_ROBOTS:
-                    robots.update(directives(content))
-                elif name == "tdm-reservation":
-                    tdm = tdm or content.strip() == "1"
-        node = node.next
-    return Facts(title, _words(lang), canonical, base, frozenset(robots), tdm)
-
-
-def directives(content: str) -> set[str]:
-    """The directives of a robots meta tag or `X-Robots-Tag` that keep a page or its images out of datasets.
-
-    One that is meant for a single agent (`somebot: noai`) is honoured as if it were meant for all.
-    """
-    return {d.rsplit(":", 1)[-1].strip().lower() for d in content[:2000].split(",")} & _OPT_OUTS
-
-
-def _base(url: str, href: str | None, base: str) -> str:
-    """The first `<base href>` counts. In a local tree one that names a host says nothing of the files."""
-    if not href or base != url:
-        return base
-    return absolute(href.strip(), url) if url else href.strip() if "/" in href and ":" not in href else url
-
-
 def _is_readable(attributes: dict[str, str | None]) -> bool:
     """Whether a `<source>` is of a format that is read (as far as it says)."""
     return (attributes.get("type") or "image/jpeg").lower() in ("image/jpeg", "image/png", "image/webp")
@@ -428,7 +369,3 @@ def _collapsed(text: str) -> str:
     while "  " in text:
         text = text.replace("  ", " ")
     return text.strip(" ")
-
-
-def _words(text: str | None) -> str | None:
-    return (" ".join(text.split()) or None) if text else None

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from data_pipeline.build.cut import HEADING
 from data_pipeline.build.read.documents import lineage_of, too_little_text
-from data_pipeline.build.read.dom import Image, Page, Text, directives, read_page
+from data_pipeline.build.read.dom import Image, Page, Text, read_page
 from data_pipeline.build.read.dom_decode import decode
+from data_pipeline.build.read.dom_facts import directives
 from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri, sniff
 from data_pipeline.build.read.files import NOT_FETCHED, Tree
 from data_pipeline.build.read.pdf import read_pdf_bytes

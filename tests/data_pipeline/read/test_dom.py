@@ -6,8 +6,9 @@ from urllib.parse import urljoin
 
 import pytest
 
-from data_pipeline.build.read.dom import Image, Text, directives, read_page
+from data_pipeline.build.read.dom import Image, Text, read_page
 from data_pipeline.build.read.dom_decode import decode
+from data_pipeline.build.read.dom_facts import directives
 from data_pipeline.build.read.dom_image import absolute, candidates, from_data_uri, from_srcset
 from data_pipeline.build.read.dom_tame import MAX_DEPTH, tame
 
