@@ -52,7 +52,7 @@ class FetchConfig(BaseModel):
     )
     backoff_s: float = Field(1.0, ge=0, description="before the first retry; doubles with each, with jitter")
     retry_after_s: float = Field(
-        120.0, ge=0, description="a host that asks for a longer wait is left for now"
+        120.0, ge=0, description="a host that asks for a longer wait is not waited for"
     )
     remember_failures_s: float = Field(
         3600.0, ge=0, description="a failure that may pass (timeout, 5xx) is not tried again for so long"
