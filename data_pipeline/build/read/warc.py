@@ -31,7 +31,7 @@ from data_pipeline.build.read.warc_index import Crawl, Place, build_index, kinds
 from data_pipeline.build.read.warc_split import Broken, RawRecord, raw_records
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
-SUFFIXES = (".warc", ".warc.gz", ".arc", ".arc.gz")
+SUFFIXES = (".warc", ".warc.gz", ".warc.zst", ".arc", ".arc.gz")
 MAX_PAGE_BYTES = 16 * 2**20
 CAPTION = "caption"  # role of a figure caption's segment; it follows its image
 _KEEP_OUT = frozenset(("noindex", "none", "noai", "noml"))

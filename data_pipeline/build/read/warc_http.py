@@ -1,7 +1,6 @@
 """A raw record as what the crawl fetched: kind, address, date, headers, payload unpacked under a cap."""
 
 import io
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin
@@ -10,6 +9,7 @@ from warcio.exceptions import ArchiveLoadFailed
 from warcio.recordloader import ArcWarcRecord, ArcWarcRecordLoader
 from warcio.statusandheaders import StatusAndHeadersParserException
 
+from data_pipeline.build.read import packed
 from data_pipeline.build.read.dom_image import FORMATS, sniff
 from data_pipeline.build.read.warc_split import RawRecord
 
@@ -119,11 +119,15 @@ def unpacked(body: bytes, transfer: str, encoding: str, max_bytes: int) -> bytes
     for name in reversed([e.strip().lower() for e in encoding.split(",")][:4]):
         if name in ("", "identity", "none"):
             continue
-        if name not in ("gzip", "x-gzip", "deflate"):
-            if not body[:1].isascii() or not body[:64].lstrip().startswith((b"<", b"{")):
-                return "unsupported content encoding", f"{name[:20]!r} is none of gzip, deflate"
-            continue  # the crawler unpacked it and left the header as it was
-        found = _inflated(body, name, max_bytes)
+        if _is_plain(body):  # the crawler unpacked it and left the header as it was
+            continue
+        if not packed.is_known(name):
+            known = ", ".join(packed.ENCODINGS)
+            return "unsupported content encoding", f"{name[:20]!r} is none of {known}"
+        try:
+            found = packed.unpacked(body, name, max_bytes)
+        except packed.Damaged as e:
+            return "damaged content encoding", f"{name}: {e}"
         if found is None:
             return "payload too large", f"more than {max_bytes:,} bytes when unpacked"
         body = found
@@ -148,22 +152,12 @@ def dechunked(body: bytes) -> bytes:
     return b"".join(pieces) if pieces else body
 
 
-def _inflated(body: bytes, name: str, max_bytes: int) -> bytes | None:
-    """None: more than `max_bytes`. A body that is not compressed at all is returned as it is."""
-    bits = (16 + zlib.MAX_WBITS,) if name.endswith("gzip") else (zlib.MAX_WBITS, -zlib.MAX_WBITS)
-    for window in bits:
-        unpack = zlib.decompressobj(window)
-        data = bytearray()
-        rest = body
-        try:
-            while rest and not unpack.eof and len(data) <= max_bytes:
-                data += unpack.decompress(rest, min(2**22, max_bytes + 1 - len(data)))
-                rest = unpack.unconsumed_tail
-        except zlib.error:
-            if not data:
-                continue
-        return None if len(data) > max_bytes else bytes(data)
-    return body
+def _is_plain(body: bytes) -> bool:
+    """Whether this is text, a PDF file or an image: what is packed holds control characters."""
+    start = body[:256]
+    if start.startswith((b"\xff\xfe", b"\xfe\xff", b"%PDF-")) or sniff(body) is not None:
+        return True
+    return not any(byte < 32 and byte not in b"\t\n\f\r" for byte in start)
 
 
 def _status(record: ArcWarcRecord) -> int:

@@ -1,15 +1,15 @@
-"""A WARC or ARC file, plain or gzip, as raw records: found, bounded in memory, and found again after damage.
+"""A WARC or ARC file, plain, gzip or zstd, as raw records: bounded in memory, found again after damage.
 
 A record that cannot be cut out is one `Broken`; reading goes on at the next place that begins a record.
 """
 
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
+from data_pipeline.build.read.packed import Damaged, Unpacker, Zlib, Zstd, zstd_dictionary
 from data_pipeline.build.read.reading import begins_with
 
 MAX_HEAD = 128 * 2**10
@@ -18,7 +18,10 @@ _LONGEST_LINE = 12_000  # more than the first line of a record, or a usual head,
 # Text packs to a tenth, zeros to a thousandth: what grows beyond both of these is a bomb.
 _MAX_RATIO, _MAX_FREE = 200, 64 * 2**20
 _PACKED = 32 * 2**10  # members are small: what is read beyond one is read again for the next
-_GZIP = b"\x1f\x8b\x08"
+_GZIP, _ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
+# "Zstandard compression of WARC files" (IIPC): a skippable frame at the start may hold a dictionary.
+_DICTIONARY = b"\x5d\x2a\x4d\x18"
+_MAX_DICTIONARY = 16 * 2**20
 _BLANK = b"\r\n \t"
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _WARC = rb"WARC/[0-9]\.[0-9]{1,2}\r?\n(?=[A-Za-z][A-Za-z0-9-]{0,60}[ \t]*:)"
@@ -54,30 +57,72 @@ def raw_records(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
 
     At most about three records are held at once. Raises OSError where the file cannot be read.
     """
-    start = file.read(4)
-    file.seek(0)
-    found = _of_members(file, max_bytes) if start[:3] == _GZIP else _plain(file, max_bytes)
-    for number, record in enumerate(found):
-        yield replace(record, number=number)
+    yield from _numbered(file, _packing(file), max_bytes)
 
 
 def record_at(file: BinaryIO, offset: int, length: int, max_bytes: int) -> RawRecord | Broken:
     """The one record that the index says lies there."""
+    packing = _packing(file)
     file.seek(offset)
     data = file.read(min(length, max_bytes + MAX_HEAD))
-    found = next(raw_records(io.BytesIO(data), max_bytes), None)
+    if isinstance(packing, _Packing):
+        packing = replace(packing, start=0)
+    found = next(_numbered(io.BytesIO(data), packing, max_bytes), None)
     return found or Broken(0, offset, "no record where the index says that one is")
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A chain of members from `start` on, each of which begins with `magic`."""
+
+    name: str
+    magic: bytes
+    unpacker: Callable[[], Unpacker]
+    first: int  # bytes at a member's start that are enough to unpack some of it
+    start: int = 0
+
+
+def _packing(file: BinaryIO) -> _Packing | Broken | None:
+    """How a file is packed; None: not at all; Broken: by a dictionary that cannot be had."""
+    file.seek(0)
+    start = file.read(8)
+    if start.startswith(_GZIP):
+        return _Packing("gzip member", _GZIP, Zlib, 1024)
+    frames = _Packing("zstd frame", _ZSTD, Zstd, _CHUNK)
+    if not start.startswith(_DICTIONARY):
+        return frames if start.startswith(_ZSTD) else None
+    size = int.from_bytes(start[4:8], "little")
+    if size > _MAX_DICTIONARY:
+        return Broken(0, 0, f"a zstd dictionary of {size:,} bytes, at most {_MAX_DICTIONARY:,} are read")
+    try:
+        dictionary = zstd_dictionary(file.read(size), _MAX_DICTIONARY)
+    except Damaged as e:
+        return Broken(0, 0, str(e))
+    return replace(frames, unpacker=lambda: Zstd(dictionary), start=8 + size)
+
+
+def _numbered(
+    file: BinaryIO, packing: _Packing | Broken | None, max_bytes: int
+) -> Iterator[RawRecord | Broken]:
+    if isinstance(packing, Broken):
+        yield packing
+        return
+    if packing is None:
+        file.seek(0)
+    found = _plain(file, max_bytes) if packing is None else _of_members(file, packing, max_bytes)
+    for number, record in enumerate(found):
+        yield replace(record, number=number)
 
 
 def _plain(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
     yield from _records(_Window(file.read), max_bytes)
 
 
-def _of_members(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
-    """Records of a chain of gzip members: one each as the standard asks, or many in one."""
-    offset: int | None = 0
+def _of_members(file: BinaryIO, packing: _Packing, max_bytes: int) -> Iterator[RawRecord | Broken]:
+    """Records of a chain of members: one each as the standard asks, or many in one."""
+    offset: int | None = packing.start
     while offset is not None:
-        member = _Member(file, offset)
+        member = _Member(file, offset, packing)
         complained = False
         held: RawRecord | None = None
         count = 0
@@ -97,9 +142,9 @@ def _of_members(file: BinaryIO, max_bytes: int) -> Iterator[RawRecord | Broken]:
         if member.damage and not complained:
             yield Broken(0, offset, member.damage)
         after = member.end
-        offset = _next_member(file, offset + 1 if after is None else after)
+        offset = _next_member(file, offset + 1 if after is None else after, packing)
         if after is not None and offset != after and _has_bytes(file, after, offset):
-            yield Broken(0, after, "bytes between the gzip members that are none")
+            yield Broken(0, after, f"bytes between one {packing.name} and the next that are none")
 
 
 def _records(window: "_Window", max_bytes: int) -> Iterator[RawRecord | Broken]:
@@ -217,11 +262,12 @@ class _Window:
 
 
 class _Member:
-    """One gzip member, unpacked piece by piece. `end` is where it ends in the file, once it does."""
+    """One member, unpacked piece by piece. `end` is where it ends in the file, once it does."""
 
-    def __init__(self, file: BinaryIO, offset: int):
+    def __init__(self, file: BinaryIO, offset: int, packing: _Packing):
         self._file = file
-        self._unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        self._name = packing.name
+        self._unpacker = packing.unpacker()
         self._start = self._read = offset
         self._unpacked = 0
         self.end: int | None = None
@@ -229,20 +275,20 @@ class _Member:
 
     def read(self, size: int) -> bytes:
         while self.end is None and self.damage is None:
-            packed = self._unpack.unconsumed_tail
-            if not packed:
+            packed = b""
+            if hungry := self._unpacker.hungry:
                 self._file.seek(self._read)
                 packed = self._file.read(_PACKED)
                 self._read += len(packed)
             try:
-                data = self._unpack.decompress(packed, size)
-            except zlib.error as e:
-                self.damage = f"damaged gzip: {e}"
+                data = self._unpacker.unpack(packed, size)
+            except Damaged as e:
+                self.damage = f"damaged {self._name}: {e}"
                 return b""
-            if self._unpack.eof:
-                self.end = self._read - len(self._unpack.unused_data)
-            elif not packed and not data:
-                self.damage = "cut off inside a gzip member"
+            if self._unpacker.ended:
+                self.end = self._read - len(self._unpacker.unused)
+            elif hungry and not packed and not data:
+                self.damage = f"cut off inside a {self._name}"
             self._unpacked += len(data)
             if self._unpacked > _MAX_FREE + _MAX_RATIO * (self._read - self._start):
                 self.damage, self.end = f"a bomb: unpacks to more than {_MAX_RATIO} times its size", None
@@ -255,38 +301,40 @@ class _Member:
         return f" ({self.damage})" if self.damage else ""
 
 
-def _next_member(file: BinaryIO, offset: int) -> int | None:
-    """Where the next gzip member begins that holds a record."""
+def _next_member(file: BinaryIO, offset: int, packing: _Packing) -> int | None:
+    """Where the next member begins that holds a record."""
+    magic = packing.magic
     file.seek(offset)
-    if file.read(3) == _GZIP and _begins_record(file, offset):
+    if file.read(len(magic)) == magic and _begins_record(file, offset, packing):
         return offset
+    overlap = len(magic) - 1
     file.seek(offset)
     data = file.read(_CHUNK)
     while data:
-        at = data.find(_GZIP)
+        at = data.find(magic)
         while at >= 0:
-            if _begins_record(file, offset + at):
+            if _begins_record(file, offset + at, packing):
                 return offset + at
-            at = data.find(_GZIP, at + 1)
-        step = max(len(data) - 2, 1)
+            at = data.find(magic, at + 1)
+        step = max(len(data) - overlap, 1)
         offset += step
         file.seek(offset)
         data = file.read(_CHUNK)
-        if len(data) <= 2:
+        if len(data) <= overlap:
             return None
     return None
 
 
-def _begins_record(file: BinaryIO, offset: int) -> bool:
+def _begins_record(file: BinaryIO, offset: int, packing: _Packing) -> bool:
     file.seek(offset)
+    unpacker = packing.unpacker()
     try:
-        unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        start = unpack.decompress(file.read(1024), 64)
-    except zlib.error:
+        start = unpacker.unpack(file.read(packing.first), 64)
+    except Damaged:
         return False
     start = start.lstrip(_BLANK)
     if not start:
-        return unpack.eof  # some writers end a file with an empty member
+        return unpacker.ended  # some writers end a file with an empty member
     return start.startswith(b"WARC/") or re.match(rb"[a-z][a-z0-9+.-]{1,20}:", start) is not None
 
 
