@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import urljoin
 
 from warcio.exceptions import ArchiveLoadFailed
@@ -25,7 +25,8 @@ _LOADER = ArcWarcRecordLoader(verify_http=False, arc2warc=True)
 class WarcRecord:
     """What a record holds. `kind`: html, image, pdf, redirect, or the name of what is not read.
 
-    `location` is where a redirect leads. `payload` is None where `problem` says why it cannot be had.
+    `location` is where a redirect leads, or which address a revisit repeats; `digest` is what the crawler gave
+    as the payload's. `payload` is None where `problem` says why it cannot be had.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class WarcRecord:
     payload: bytes | None = field(default=None, repr=False)
     problem: tuple[str, str] | None = None  # (reason, detail)
     location: str | None = None
+    digest: str | None = None
 
 
 def parse(raw: RawRecord, max_bytes: int) -> WarcRecord:
@@ -52,12 +54,18 @@ def parse(raw: RawRecord, max_bytes: int) -> WarcRecord:
     ) as e:  # of heads that break warcio's parser: no address, no status, dates of letters
         return WarcRecord("malformed", problem=("malformed record", str(e)[:120] or type(e).__name__))
     kind = record.rec_type or "malformed"
+    said = record.rec_headers.get_header
+    digest = (said("WARC-Payload-Digest") or "").strip() or None
+    if kind == "revisit":
+        repeated = (said("WARC-Refers-To-Target-URI") or "").strip(" <>") or None
+        url = (said("WARC-Target-URI") or "").strip()
+        return WarcRecord(kind, url, _date(record), location=repeated, digest=digest)
     if kind not in ("response", "resource"):
         return WarcRecord(kind if kind in _KNOWN else "other type of record")
-    url = (record.rec_headers.get_header("WARC-Target-URI") or "").strip()
+    url = (said("WARC-Target-URI") or "").strip()
     if not url.lower().startswith(("http://", "https://")):
         return WarcRecord("no web address")
-    fetched = WarcRecord(kind, url, _date(record))
+    fetched = WarcRecord(kind, url, _date(record), digest=digest)
     if record.http_headers is None:
         return _typed(fetched, record.content_type or "", {}, raw.data[raw.head :], max_bytes)
     status = _status(record)
@@ -93,7 +101,7 @@ def _typed(
         kind, data, problem = _kind(media_type, b""), None, payload
     else:
         kind, data, problem = _kind(media_type, payload), payload, None
-    return WarcRecord(kind, record.url, record.date, media_type, kept, data, problem)
+    return replace(record, kind=kind, media_type=media_type, headers=kept, payload=data, problem=problem)
 
 
 def _kind(media_type: str, payload: bytes) -> str:

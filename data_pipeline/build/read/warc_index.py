@@ -1,7 +1,8 @@
 """Where the images of a crawl lie: URL -> file and offset, over all its WARC files, in one sqlite file.
 
-The file is built whole under another name and renamed, so that it is there or not. What it knows of files
-that have not changed (name, size, version) is taken over into the next one.
+A revisit record stands for the image whose address or digest it repeats. The file is built whole under another
+name and renamed, so that it is there or not. What it knows of files that have not changed (name, size, version)
+is taken over into the next one.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from data_pipeline.manifest import fsync_directory
 
 NAME = "images.sqlite"
 MAX_REDIRECTS = 5
-_VERSION = 1
+_VERSION = 2
 _ROWS = 1000  # held before they are written
 _TABLES = """
 CREATE TABLE files (id INTEGER PRIMARY KEY, name TEXT, size INTEGER, version TEXT, kinds TEXT);
@@ -34,6 +35,7 @@ CREATE TABLE found (
 ) WITHOUT ROWID;
 """
 Row = tuple[str, str, int, int, int, str | None, bytes | None]
+_DIGEST = re.compile(r"[A-Za-z0-9-]{2,20}:[A-Za-z0-9+/=_-]{16,200}")
 _URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
@@ -85,22 +87,25 @@ class Crawl:
         self._db.close()
 
     def find(self, url: str) -> Place | None:
-        """Where the image of that URL lies, at the end of at most MAX_REDIRECTS redirects."""
+        """Where the image of that URL lies, at the end of at most MAX_REDIRECTS redirects and revisits."""
+        wanted = [url]
         for _ in range(MAX_REDIRECTS + 1):
-            key = url_key(url)
-            if key is None:
+            if not wanted:
                 return None
-            row = self._db.execute(
-                "SELECT name, offset, length, body, target FROM found JOIN files ON file = id WHERE key = ?"
-                " ORDER BY scheme <> ?, target IS NOT NULL, file, offset LIMIT 1",
-                (key[1], key[0]),
-            ).fetchone()
-            if row is None:
-                return None
-            if row[4] is None:
+            key = url_key(wanted[0]) or _digest_key(wanted[0])
+            row = self._row(*key) if key else None
+            if row and row[4] is None:
                 return Place(*row[:4])
-            url = row[4]
+            wanted = [*((row[4] or "").split("\n") if row else ()), *wanted[1:]]
         return None
+
+    def _row(self, scheme: str, key: str) -> tuple[str, int, int, bytes | None, str | None] | None:
+        """An image before what leads to one, the scheme that was asked for before the other."""
+        return self._db.execute(
+            "SELECT name, offset, length, body, target FROM found JOIN files ON file = id WHERE key = ?"
+            " ORDER BY scheme <> ?, target IS NOT NULL, file, offset LIMIT 1",
+            (key, scheme),
+        ).fetchone()
 
     def fetch(self, place: Place) -> WarcRecord | str:
         """The image's record, or what is wrong. Raises OSError where its file cannot be read."""
@@ -122,6 +127,10 @@ def url_key(url: str) -> tuple[str, str] | None:
     scheme, host, rest = found.group(1).lower(), found.group(2).lower(), found.group(3) or "/"
     host = host.removesuffix(":443" if scheme == "https" else ":80")
     return scheme, host + quote(rest, safe="%/:=&?~+!$,;'@()*[]|")
+
+
+def _digest_key(digest: str) -> tuple[str, str] | None:
+    return ("digest", digest) if _DIGEST.fullmatch(digest) else None
 
 
 def kinds_of(path: Path) -> Counter[str]:
@@ -169,18 +178,32 @@ def _index_file(db: sqlite3.Connection, number: int, stamp: Stamp, tree: Tree, m
         rows: list[Row] = []
         for raw, record in _read(raw_records(f, max_bytes), max_bytes):
             kinds[record.kind] += 1
-            key = url_key(record.url)
-            if isinstance(raw, Broken) or record.kind not in ("image", "redirect") or key is None:
+            if isinstance(raw, Broken) or record.kind not in ("image", "redirect", "revisit"):
                 continue
             body = None if raw.seekable else record.payload
-            rows.append((key[1], key[0], number, raw.offset, raw.length, record.location, body))
-            if len(rows) == _ROWS or body is not None:
+            for key, target in _entries(record):
+                rows.append((key[1], key[0], number, raw.offset, raw.length, target, body))
+            if len(rows) >= _ROWS or body is not None:
                 _insert(db, rows)
         _insert(db, rows)
     db.execute(
         "INSERT INTO files VALUES (?, ?, ?, ?, ?)",
         (number, stamp.name, stamp.size, stamp.version, json.dumps(kinds, sort_keys=True)),
     )
+
+
+def _entries(record: WarcRecord) -> Iterator[tuple[tuple[str, str], str | None]]:
+    """The keys under which a record is found, with what it leads to where it holds no image."""
+    key, digest = url_key(record.url), _digest_key(record.digest or "")
+    match record.kind:
+        case "image":
+            yield from ((k, None) for k in (key, digest) if k is not None)
+        case "redirect" if key and record.location:
+            yield key, record.location
+        case "revisit" if key:
+            # Equal bytes before an equal address: that one may hold other bytes by now.
+            if led := [t for t in (digest and digest[1], record.location) if t and "\n" not in t]:
+                yield key, "\n".join(led)
 
 
 def _read(

@@ -155,6 +155,62 @@ def test_a_missing_image_can_stay_as_a_reference_to_be_fetched(tmp_path):
     assert [s.type for s in sample.segments] == ["text", "image", "text"]
 
 
+def revisit(url: str, digest: str | None = None, refers_to: str | None = None) -> bytes:
+    """A record as a crawler writes it that saw these bytes before (WARC 1.1, section 6.7)."""
+    said = {"WARC-Payload-Digest": digest, "WARC-Refers-To-Target-URI": refers_to}
+    lines = [f"{name}: {value}" for name, value in said.items() if value]
+    profile = "http://netpreserve.org/warc/1.1/revisit/identical-payload-digest"
+    block = "HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n"
+    head = [
+        "WARC/1.1",
+        "WARC-Type: revisit",
+        "WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>",
+        "WARC-Date: 2024-06-06T00:00:00Z",
+        f"WARC-Target-URI: {url}",
+        f"WARC-Profile: {profile}",
+        *lines,
+        "Content-Type: application/http; msgtype=response",
+        f"Content-Length: {len(block)}",
+    ]
+    return ("\r\n".join(head) + "\r\n\r\n" + block + "\r\n\r\n").encode()
+
+
+@pytest.mark.parametrize("suffix", [".warc", ".warc.gz"])
+def test_a_revisit_stands_for_the_image_that_it_repeats(tmp_path, suffix):
+    names = ["by-digest", "by-address", "by-both", "digest-first", "gone", "nothing", "itself"]
+    images = "".join(f"<img src=/{name}.png>" for name in names)
+    write(
+        tmp_path / f"a{suffix}",
+        record(PAGE, page(images)),
+        record("http://h.org/red.png", RED, "image/png"),
+        record("http://h.org/blue.png", BLUE, "image/png"),
+    )
+    with (tmp_path / f"a{suffix}").open("rb") as f:
+        of = {
+            r.rec_headers.get_header("WARC-Target-URI"): r.rec_headers.get_header("WARC-Payload-Digest")
+            for r in ArchiveIterator(f)
+        }
+    red, blue = of["http://h.org/red.png"], of["http://h.org/blue.png"]
+    assert red != blue
+    lost = "sha1:" + "A" * 32
+    records = [
+        revisit("http://h.org/by-digest.png", blue),
+        revisit("http://h.org/by-address.png", None, "<http://h.org/red.png>"),
+        revisit("http://h.org/by-both.png", lost, "http://h.org/blue.png"),
+        revisit("http://h.org/digest-first.png", blue, "http://h.org/red.png"),
+        revisit("http://h.org/gone.png", lost, "http://h.org/gone2.png"),
+        revisit("http://h.org/nothing.png"),
+        revisit("http://h.org/itself.png", lost, "http://h.org/itself.png"),
+    ]
+    (tmp_path / "b.warc").write_bytes(b"".join(records))
+    crawl = reader(tmp_path)
+    (item,) = [i for unit in crawl.units() for i in crawl.read(unit)]
+    shown = [item.sample.image_bytes[s.media] for s in item.sample.segments if s.type == "image"]
+    assert shown == [BLUE, RED, BLUE, BLUE]
+    assert [c.reason for c in item.cuts] == ["image not in the crawl"] * 3
+    assert crawl.records_by_kind() == {"html": 1, "image": 2, "revisit": 7}
+
+
 def test_redirects_in_a_circle_end(tmp_path):
     circle = [("a", "b"), ("b", "a")]
     moved = (record(f"http://h.org/{x}", b"", "", "302 F", [("Location", f"/{y}")]) for x, y in circle)
