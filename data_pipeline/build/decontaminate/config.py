@@ -8,7 +8,9 @@ class _Strict(BaseModel):
 
 
 class ImageSearch(_Strict):
-    distance: int = Field(10, ge=0, le=15, description="bits of 64 in which two pHashes may differ")
+    distance: int = Field(
+        10, ge=0, le=15, description="bits of 64 in which two pHashes may differ; half below 32 pixels"
+    )
     similarity: float = Field(0.75, ge=-1, le=1, description="of the thumbnails of such a pair")
     mirror: bool = Field(True, description="a mirrored picture counts too")
     embedding: float = Field(0.9, ge=-1, le=1, description="cosine, where the caller gives an `embed`")

@@ -12,7 +12,7 @@ from data_pipeline.build.decontaminate.config import ImageSearch
 from data_pipeline.build.dedup.clusters import Thumbnails, likeness, opened, pictures
 from data_pipeline.build.dedup.corpus import Corpus
 from data_pipeline.build.dedup.hamming import HammingIndex
-from data_pipeline.build.images.phash import perceptual_hashes, thumbnail
+from data_pipeline.build.images.phash import Thumbnail, perceptual_hashes, thumbnail
 from data_pipeline.sample import content_id
 
 # Pictures to vectors float[n, d]; their lengths do not matter.
@@ -40,7 +40,7 @@ class PictureIndex:
         self.names: list[str] = []
         self._embed = embed
         self._by_bytes: dict[str, int] = {}
-        self._thumbnails: list[np.ndarray] = []
+        self._thumbnails: list[Thumbnail] = []
         self._index = HammingIndex(config.distance)
         self._sides: list[int] = []  # hash number -> picture: each has one hash, or two with the mirrored one
         self._vectors: list[np.ndarray] = []
@@ -84,12 +84,12 @@ class PictureIndex:
                     yield embedded[image]
 
     def _nearest(self, image: int, near: dict[int, int], thumbnails: Thumbnails) -> ImageHit | None:
-        hits = [
-            ImageHit(image, picture, "perceptual hash", far, found)
-            for picture, far in near.items()
-            if (found := likeness(thumbnails[image], self._thumbnails[picture], self.config.mirror))
-            >= self.config.similarity
-        ]
+        hits = []
+        for picture, far in near.items():
+            a, b = thumbnails[image], self._thumbnails[picture]
+            found = likeness(far, a, b, distance=self.config.distance, mirror=self.config.mirror)
+            if found >= self.config.similarity:
+                hits.append(ImageHit(image, picture, "perceptual hash", far, found))
         return max(hits, key=lambda h: (h.similarity, -h.picture), default=None)
 
     def _embeddings(self, corpus: Corpus, images: list[int]) -> dict[int, ImageHit]:

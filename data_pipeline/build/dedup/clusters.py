@@ -17,6 +17,8 @@ from data_pipeline.build.dedup.config import NearImages
 from data_pipeline.build.dedup.corpus import Corpus
 from data_pipeline.build.dedup.hamming import HammingIndex
 from data_pipeline.build.images.phash import (
+    Thumbnail,
+    bits_allowed,
     decode_small,
     mirrored_phash,
     perceptual_hashes,
@@ -43,10 +45,10 @@ class Thumbnails:
 
     def __init__(self, corpus: Corpus):
         self._corpus = corpus
-        self._seen: OrderedDict[int, np.ndarray | None] = OrderedDict()
+        self._seen: OrderedDict[int, Thumbnail | None] = OrderedDict()
 
-    def __getitem__(self, image: int) -> np.ndarray | None:
-        """float32[16, 16]; None where the picture cannot be decoded."""
+    def __getitem__(self, image: int) -> Thumbnail | None:
+        """None where the picture cannot be decoded."""
         if image in self._seen:
             self._seen.move_to_end(image)
             return self._seen[image]
@@ -57,12 +59,13 @@ class Thumbnails:
         return self._seen[image]
 
 
-def likeness(a: np.ndarray | None, b: np.ndarray | None, mirror: bool) -> float:
-    """`similarity` of two thumbnails, or of one and the mirrored other if that is greater; -1 without one."""
-    if a is None or b is None:
+def likeness(far: int, a: Thumbnail | None, b: Thumbnail | None, *, distance: int, mirror: bool) -> float:
+    """`similarity` of two pictures whose hashes differ in `far` bits, or of one and the mirrored other if
+    that is greater; -1 where one is not to be seen, or its size does not allow so many bits."""
+    if a is None or b is None or far > bits_allowed(distance, a, b):
         return -1.0
-    straight = similarity(a, b)
-    return max(straight, similarity(a, b[:, ::-1])) if mirror else straight
+    straight = similarity(a.grey, b.grey)
+    return max(straight, similarity(a.grey, b.grey[:, ::-1])) if mirror else straight
 
 
 def leaders(corpus: Corpus, config: NearImages, work: Path) -> np.ndarray:
@@ -99,9 +102,9 @@ class _Search:
         led: set[int] = set()  # images of this batch that follow a leader
         for k, candidates in earlier.items():
             image = int(pictures.image[k])
-            open_ = (c for c in sorted(candidates) if c not in led)
-            for _, leader in zip(range(_LOOKED_AT), open_, strict=False):
-                if self._is_copy(image, leader, media_id):
+            open_ = (c for c in sorted(candidates.items()) if c[0] not in led)
+            for _, (leader, far) in zip(range(_LOOKED_AT), open_, strict=False):
+                if self._is_copy(image, leader, far, media_id):
                     result[k] = leader
                     led.add(image)
                     break
@@ -111,27 +114,34 @@ class _Search:
         self.places.write(pictures.image[new].astype("<i8").tobytes())
         return result
 
-    def _earlier(self, pictures: Pictures) -> dict[int, set[int]]:
-        """Position in the batch, ascending -> images before it whose hash is near, or near mirrored."""
-        found: dict[int, set[int]] = {}
+    def _earlier(self, pictures: Pictures) -> dict[int, dict[int, int]]:
+        """Position in the batch, ascending -> images before it whose hash is near, or near mirrored, and in
+        how many bits it differs."""
+        found: dict[int, dict[int, int]] = {}
+
+        def add(query: int, image: int, far: int) -> None:
+            others = found.setdefault(query, {})
+            others[image] = min(far, others.get(image, far))
+
         sides = (pictures.phash, mirrored_phash(pictures.phash)) if self.config.mirror else (pictures.phash,)
         for hashes in sides:
-            for query, number, _ in zip(*self.index.search(hashes), strict=True):
-                found.setdefault(int(query), set()).add(self._place(int(number)))
-            near = np.bitwise_count(hashes[:, None] ^ pictures.phash) <= self.config.distance
-            for query, other in zip(*np.nonzero(np.tril(near, -1)), strict=True):
-                found.setdefault(int(query), set()).add(int(pictures.image[other]))
+            for query, number, far in zip(*self.index.search(hashes), strict=True):
+                add(int(query), self._place(int(number)), int(far))
+            bits = np.bitwise_count(hashes[:, None] ^ pictures.phash)
+            for query, other in zip(*np.nonzero(np.tril(bits <= self.config.distance, -1)), strict=True):
+                add(int(query), int(pictures.image[other]), int(bits[query, other]))
         return dict(sorted(found.items()))
 
     def _place(self, number: int) -> int:
         self.places.seek(8 * number)
         return int.from_bytes(self.places.read(8), "little")
 
-    def _is_copy(self, image: int, leader: int, media_id: dict[int, str]) -> bool:
+    def _is_copy(self, image: int, leader: int, far: int, media_id: dict[int, str]) -> bool:
         known = media_id.get(leader) or self.corpus.describe(leader)[1]
         if known == media_id[image] or self.config.similarity <= -1:
             return True
-        found = likeness(self.thumbnails[image], self.thumbnails[leader], self.config.mirror)
+        a, b = self.thumbnails[image], self.thumbnails[leader]
+        found = likeness(far, a, b, distance=self.config.distance, mirror=self.config.mirror)
         return found >= self.config.similarity
 
 

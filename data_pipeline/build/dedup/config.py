@@ -35,7 +35,9 @@ class NearImages(_Strict):
     before, "image_and_text" only if its text did too (COYO-700M). `documents`: "image" takes out the later
     picture, "sample" the document. A training picture that is also held out always goes."""
 
-    distance: int = Field(10, ge=0, le=15, description="bits of 64 in which two pHashes may differ")
+    distance: int = Field(
+        10, ge=0, le=15, description="bits of 64 in which two pHashes may differ; half below 32 pixels"
+    )
     similarity: float = Field(
         0.75, ge=-1, le=1, description="of the thumbnails of such a pair; -1 trusts the hashes alone"
     )

@@ -45,6 +45,15 @@ class Hashes:
     dhash: int
 
 
+@dataclass(frozen=True)
+class Thumbnail:
+    """What is compared where hashes are near: `grey` float32[16, 16], and `side`, the pixels of the picture's
+    shorter side (of a larger picture 64 or more, as it was decoded)."""
+
+    grey: np.ndarray
+    side: int
+
+
 def perceptual_hashes(image: Image.Image) -> Hashes:
     """Both hashes of a picture of any mode and size, seen upright (EXIF) and over white.
 
@@ -76,13 +85,22 @@ def mirrored_phash(bits: Bits) -> Bits:
     return bits ^ (np.uint64(_ODD) if isinstance(bits, np.ndarray) else _ODD)
 
 
-def thumbnail(image: Image.Image) -> np.ndarray:
-    """Grey pixels float32[16, 16], for `similarity`."""
-    return _pixels(small_grey(image), SIDE // 2, SIDE // 2).astype(np.float32)
+def thumbnail(image: Image.Image) -> Thumbnail:
+    """Of a picture as `perceptual_hashes` takes it."""
+    small = small_grey(image)
+    return Thumbnail(_pixels(small, SIDE // 2, SIDE // 2).astype(np.float32), min(small.size))
+
+
+def bits_allowed(distance: int, a: Thumbnail, b: Thumbnail) -> int:
+    """Bits in which the pHashes of copies may differ: `distance`, or half of it (rounded down) for a picture
+    whose shorter side has less than the 32 pixels that the cosine transform sees. What it lacks is made up by
+    interpolation, so its 64 bits say less, and two notes or two brackets share more of them by chance.
+    """
+    return distance if min(a.side, b.side) >= SIDE else distance // 2
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation, -1 to 1, of two thumbnails' steps from pixel to pixel: the second look at equal hashes.
+    """Correlation, -1 to 1, of the steps from pixel to pixel of two thumbnails' `grey`.
 
     Steps, not brightness: the many pictures of a light thing on dark ground correlate in brightness. A plain
     surface has similarity 0 to everything.

@@ -19,6 +19,7 @@ from data_pipeline.build.decontaminate.benchmark import Fault, Item, Picture, it
 from data_pipeline.build.decontaminate.config import DecontaminateConfig
 from data_pipeline.build.decontaminate.page import marked, page
 from data_pipeline.build.decontaminate.search import decontaminate, step_name
+from data_pipeline.build.images.phash import perceptual_hashes
 from data_pipeline.errors import ConfigError
 from data_pipeline.view import exclude, samples
 
@@ -86,6 +87,22 @@ def test_planted_pictures_and_texts_are_found_and_nothing_else(built, benchmark)
     assert texts == {("leak", "qa.json, row 1"), ("asked", "qa.json, row 2")}
     assert (report.pictures, report.items, report.too_short) == (3, 4, 1)
     assert report.exclusions == ()
+
+
+@pytest.mark.parametrize(("size", "found"), [((34, 28), 0), ((170, 140), 1)])
+def test_of_small_pictures_only_half_the_bits_may_differ(tmp_path, copies, size, found):
+    first = copies.picture(1, size)
+    others = (Image.blend(first, copies.picture(2, size), share / 100) for share in range(5, 50))
+    other = next(o for o in others if 6 <= differing(first, o) <= 10)
+    copies.dataset(tmp_path / "data", [("train", [copies.caption("a", copies.encoded(other), "text")])])
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "b.png").write_bytes(copies.encoded(first))
+    assert len(decontaminate(tmp_path / "data", folder, DecontaminateConfig()).images) == found
+
+
+def differing(a: Image.Image, b: Image.Image) -> int:
+    return (perceptual_hashes(a).phash ^ perceptual_hashes(b).phash).bit_count()
 
 
 def test_what_is_found_is_left_out_only_where_asked_and_a_repeated_search_finds_the_same(built, benchmark):

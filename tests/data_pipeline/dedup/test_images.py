@@ -153,16 +153,11 @@ def test_leaders_are_those_of_a_naive_comparison_in_any_batch_size(tmp_path, cop
     expected: list[int] = []
     for i, h in enumerate(hashes):
         for j in range(i):
-            near = (
-                min((h ^ hashes[j]).bit_count(), (mirrored_phash(h) ^ hashes[j]).bit_count())
-                <= config.distance
-            )
+            far = min((h ^ hashes[j]).bit_count(), (mirrored_phash(h) ^ hashes[j]).bit_count())
+            near = far <= config.distance
+            alike = likeness(far, thumbnails[i], thumbnails[j], distance=config.distance, mirror=True)
             same = parts[i].media[0].media_id == parts[j].media[0].media_id
-            if (
-                expected[j] == j
-                and near
-                and (same or likeness(thumbnails[i], thumbnails[j], True) >= config.similarity)
-            ):
+            if expected[j] == j and near and (same or alike >= config.similarity):
                 expected.append(j)
                 break
         else:
@@ -171,6 +166,31 @@ def test_leaders_are_those_of_a_naive_comparison_in_any_batch_size(tmp_path, cop
     for size in (1024, 10, 1):
         monkeypatch.setattr(clusters, "_BATCH", size)
         assert leaders(corpus, config, tmp_path / f"w{size}").tolist() == expected
+
+
+@pytest.mark.parametrize(("size", "copy"), [((34, 28), False), ((170, 140), True)])
+def test_of_small_pictures_only_half_the_bits_may_differ(tmp_path, copies, size, copy):
+    """One pair whose hashes differ in 6 to 10 bits: copies where the picture is large enough for the hash."""
+    first = copies.picture(1, size)
+    for share in np.arange(0.05, 0.5, 0.01):
+        other = Image.blend(first, copies.picture(2, size), share)
+        parts = [copies.caption(n, copies.encoded(i), "text") for n, i in (("a", first), ("b", other))]
+        far = (parts[0].media[0].phash ^ parts[1].media[0].phash).bit_count()
+        if 6 <= far <= 10:
+            break
+    else:
+        pytest.fail("no share gives such a pair")
+    manifest = copies.dataset(tmp_path, [("train", parts)])
+    assert [e[0] for e in run(tmp_path, manifest, near={})] == (["b"] if copy else [])
+    again = [copies.caption(n, copies.encoded(first), "text") for n in "cd"]  # the same bytes twice
+    manifest = copies.dataset(tmp_path, [("train", again)])
+    assert [e[0] for e in run(tmp_path, manifest, near={})] == ["d"]
+    mild = [
+        copies.caption("e", copies.encoded(first), "text"),
+        copies.caption("f", copies.encoded(first, 90), "text"),
+    ]
+    manifest = copies.dataset(tmp_path, [("train", mild)])
+    assert [e[0] for e in run(tmp_path, manifest, near={})] == ["f"]
 
 
 @pytest.mark.parametrize("mirror", [True, False])

@@ -88,8 +88,8 @@ def test_a_plain_surface_has_one_hash_whatever_its_size() -> None:
     found = {p.perceptual_hashes(Image.new("RGB", s, "gray")) for s in ((20, 20), (333, 77), (640, 480))}
     assert found == {p.Hashes(phash=2**63, dhash=0)}
     plain = p.thumbnail(Image.new("RGB", (50, 50), "gray"))
-    assert p.similarity(plain, plain) == 0
-    assert p.similarity(plain, p.thumbnail(picture(1))) == 0
+    assert p.similarity(plain.grey, plain.grey) == 0
+    assert p.similarity(plain.grey, p.thumbnail(picture(1)).grey) == 0
 
 
 def test_the_mirrored_hash_is_found_from_the_bits_alone() -> None:
