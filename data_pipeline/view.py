@@ -7,7 +7,7 @@ of exclusions, named by the manifest, and whoever reads the dataset reads it thr
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.errors import DataError
+from data_pipeline.excluded import ImageReasons, Reasons
 from data_pipeline.manifest import (
     Exclusions,
     Manifest,
@@ -45,8 +46,8 @@ class Exclusion:
 class View:
     """`samples`: excluded ids; `images`: excluded images by the id of their sample."""
 
-    samples: dict[str, str]
-    images: dict[str, dict[str, str]]
+    samples: Reasons = field(default_factory=Reasons)
+    images: ImageReasons = field(default_factory=ImageReasons)
 
     @classmethod
     def open(cls, directory: Path, manifest: Manifest, *, leave_out: str | None = None) -> "View":
@@ -54,17 +55,16 @@ class View:
 
         Raises DataError where a file of exclusions is missing or was altered.
         """
-        samples: dict[str, str] = {}
-        images: dict[str, dict[str, str]] = {}
-        for record in manifest.exclusions:
-            if record.step == leave_out:
-                continue
-            for e in read_exclusions(directory, record):
-                if e.media_id is None:
-                    samples.setdefault(e.id, e.reason)
-                else:
-                    images.setdefault(e.id, {}).setdefault(e.media_id, e.reason)
-        return cls(samples, images)
+        records = [e for e in manifest.exclusions if e.step != leave_out]
+
+        def each() -> Iterator[Exclusion]:
+            return (e for record in records for e in read_exclusions(directory, record))
+
+        # Read twice: what is held of ten million exclusions is arrays, at no time their strings.
+        return cls(
+            Reasons((e.id, e.reason) for e in each() if e.media_id is None),
+            ImageReasons((e.id, e.media_id, e.reason) for e in each() if e.media_id is not None),
+        )
 
     def __bool__(self) -> bool:
         return bool(self.samples or self.images)
@@ -93,7 +93,7 @@ class View:
 
     def kept_rows(self, ids: pa.Array) -> np.ndarray:
         """int64[n]: the rows of a batch that are to be seen, given its column of ids."""
-        return np.array([i for i, key in enumerate(ids.to_pylist()) if key not in self.samples], np.int64)
+        return np.flatnonzero(~self.samples.among(ids.to_pylist()))
 
 
 def samples(
@@ -179,7 +179,7 @@ def with_exclusions(
     books = [Books() for _ in range(len(others) + 1)]
     kept: list[Exclusion] = []
     concerned = {*whole, *parts, *named.of}
-    for shard, row in light_rows(directory, manifest=manifest, view=View({}, {})) if concerned else ():
+    for shard, row in light_rows(directory, manifest=manifest, view=View()) if concerned else ():
         if (key := row["id"]) not in concerned:
             continue
         left = _without(row, view.images.get(key))
@@ -217,14 +217,18 @@ def remove_unnamed(directory: Path, manifest: Manifest) -> None:
         half.unlink()
 
 
-def read_exclusions(directory: Path, record: Exclusions) -> list[Exclusion]:
-    """The exclusions of one committed file. Raises DataError where it is missing or was altered."""
+def read_exclusions(directory: Path, record: Exclusions) -> Iterator[Exclusion]:
+    """The exclusions of one committed file, in its order.
+
+    Raises DataError where it is missing or was altered.
+    """
     path = directory / record.path
     if not path.exists() or sha256_file(path) != record.sha256:
         what = "was altered" if path.exists() else "is missing"
         raise DataError(f"{path} {what}: it says what dataset {directory} leaves out.\n  Restore it.")
     with path.open(encoding="utf-8") as f:
-        return [Exclusion(**json.loads(line)) for line in f]
+        for line in f:
+            yield Exclusion(**json.loads(line))
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ def _resolved(row: dict[str, Any], whole: Exclusion | None, parts: dict[str, Exc
     return [dataclasses.replace(held[0], media_id=None)]
 
 
-def _without(row: dict[str, Any], gone: dict[str, str] | None) -> dict[str, Any]:
+def _without(row: dict[str, Any], gone: Mapping[str, str] | None) -> dict[str, Any]:
     if not gone or "media" not in row:
         return row
     media = [

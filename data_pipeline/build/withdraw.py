@@ -84,7 +84,7 @@ def _earlier(directory: Path, manifest: Manifest) -> tuple[list[Exclusion], list
     record = next((e for e in manifest.exclusions if e.step == STEP), None)
     if record is None:
         return [], []
-    return read_exclusions(directory, record), list(record.made.get("withdrawals", ()))
+    return list(read_exclusions(directory, record)), list(record.made.get("withdrawals", ()))
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _found(
 ) -> list[Exclusion]:
     found: list[Exclusion] = []
     children: dict[str, list[str]] = {}
-    everything = View({}, {})  # also what other steps exclude today
+    everything = View()  # also what other steps exclude today
     for _, row in light_rows(directory, columns=_COLUMNS, manifest=manifest, view=everything):
         for parent in (row["synthetic"] or {}).get("parent_ids") or ():
             children.setdefault(parent, []).append(row["id"])

@@ -122,7 +122,7 @@ def test_another_deduplication_keeps_the_shards_and_finds_its_exclusions_anew(in
     near = {"images": {"near": {}}}
     changed = build(recipe(dedup=near), whole, root=inputs)
     assert times == {p: p.stat().st_mtime_ns for p in (whole / "shards").iterdir()}
-    found = read_exclusions(whole, changed.exclusions[0])
+    found = list(read_exclusions(whole, changed.exclusions[0]))
     assert len(found) == 6
     sound(whole)
     build(recipe(dedup=near), tmp_path / "fresh", root=inputs)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from data_pipeline.build.read.files import Tree
@@ -118,7 +119,7 @@ class SyntheticReader:
 
     def _parents(self, unit: Chunk) -> Iterator[tuple[int, Sample]]:
         """The rows of the chunk that the dataset shows, each with its number in the shard."""
-        view = View.open(self.path, read_manifest(self.path))
+        view = _view(self.path, read_manifest(self.path).digest)
         start = 0
         for batch in record_batches(self.path, unit.shard):
             first, last = max(unit.first, start), min(unit.first + unit.count, start + batch.num_rows)
@@ -230,6 +231,12 @@ class SyntheticReader:
             n_text_tokens=None,
             n_image_tokens=None,
         )
+
+
+@lru_cache(maxsize=2)
+def _view(dataset: Path, digest: str) -> View:
+    """Opened once for all chunks, since it may hold millions of exclusions; `digest` is the manifest's."""
+    return View.open(dataset, read_manifest(dataset))
 
 
 def _recaptioned(w: Wanted, text: str) -> tuple[Segment, ...]:

@@ -82,7 +82,7 @@ def test_what_the_view_leaves_out_is_neither_kept_nor_removed_again(tmp_path, co
     manifest = copies.dataset(tmp_path, [("train", parts)])
     manifest = exclude(tmp_path, "opt-out", [Exclusion("a", None, "opted out")], {})
     assert [(e.id, e.detail) for e in run(tmp_path, manifest)] == [("c", "of sample b")]
-    corpus = Corpus.of(tmp_path, manifest, View({}, {}))
+    corpus = Corpus.of(tmp_path, manifest, View())
     assert {e.id for e in exclusions(corpus, DedupConfig(), tmp_path / "w")} == {"b", "c"}
 
 

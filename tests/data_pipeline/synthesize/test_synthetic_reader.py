@@ -14,7 +14,7 @@ from data_pipeline.build.synthesize.reader import SyntheticReader
 from data_pipeline.build.synthesize.source import SyntheticSource
 from data_pipeline.errors import ConfigError, TransientError
 from data_pipeline.sample import Media, Sample, Segment
-from data_pipeline.view import Exclusion, exclude, samples
+from data_pipeline.view import Exclusion, View, exclude, samples
 
 CANARY = "sk-canary-8c1f03"
 
@@ -129,7 +129,7 @@ def test_a_caption_stands_beside_the_originals_and_names_its_origin(dataset, ser
     assert json.loads(made["params_json"])["max_tokens"] == 50
     assert sample.scores["words"] == 6
     assert len({i.sample.id for i in found}) == 17
-    assert Sample.from_row(sample.to_row() | {"schema_version": 1}) == sample
+    assert Sample.from_row(sample.to_row()) == sample
 
 
 def _samples(directory):
@@ -364,6 +364,22 @@ def test_excluded_samples_and_samples_without_images_are_not_asked_about(dataset
     texts = sum(not s.media for s in _samples(directory) if s.source == "docs")
     assert [i.fault.reason for i in found if i.fault] == ["no image to describe"] * texts
     assert texts > 0
+
+
+def test_exclusions_are_read_once_for_all_chunks_and_anew_when_they_change(dataset, serve, monkeypatch):
+    directory, _ = dataset
+    exclude(directory, "withdraw", [Exclusion("cap0", None, "withdrawn")], {})
+    opened = []
+    whole = View.open
+    monkeypatch.setattr(View, "open", lambda *a, **keys: opened.append(a) or whole(*a, **keys))
+    r = reader(directory, directory / "c.sqlite", serve(lambda *_: said("A square.")), chunk=2)
+    assert len(r.units()) > 5
+    items(r)
+    assert len(opened) == 1
+    exclude(directory, "withdraw", [Exclusion("cap1", None, "withdrawn")], {})
+    parents = [i.sample.synthetic["parent_ids"][0] for i in items(r) if i.sample]
+    assert "cap0" in parents
+    assert "cap1" not in parents
 
 
 def test_chunks_cover_every_row_once(dataset, serve):
