@@ -450,7 +450,7 @@ def test_files_that_the_pages_name_exist():
 
 def test_the_floors_are_those_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    floors = dict(re.match(r"([\w-]+)>=([\d.]+)", d).groups() for d in project["dependencies"])
+    floors = dict(re.match(r"([\w.-]+)>=([\d.]+)", d).groups() for d in project["dependencies"])
     for package, floor, _ in rows("decisions/0001-floors.md", "1. Version floors"):
         assert floor.split(",")[0] == floors[package]
 

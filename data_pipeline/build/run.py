@@ -1,5 +1,6 @@
 """A build, from recipe to manifest. Repeat it after any kill: only what is missing is done again."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from data_pipeline.build.directory import is_task_done, locked, prepare, still_a
 from data_pipeline.build.discover import discover
 from data_pipeline.build.executor import Executor, Job, LocalExecutor
 from data_pipeline.build.fetch.step import FetchImages
-from data_pipeline.build.filter.presets import image_limits, word_files
+from data_pipeline.build.filter.boilerplate import Table
+from data_pipeline.build.filter.presets import image_limits, resolved, word_files
 from data_pipeline.build.filter.steps import document_steps, text_steps
 from data_pipeline.build.images.check import CheckImages
 from data_pipeline.build.look.report import write_report
@@ -96,9 +98,10 @@ def build(
         if job_id is not None and not (isinstance(executor, SlurmExecutor) and at == logs):
             raise still_at_work(directory, job_id)
         finished = prepare(directory, recipe, fingerprint, stamp=inputs, at_work=job_id)
+        tables = _tables(recipe, directory, content_id(fingerprint, inputs))
         job = Job(
             name=f"fovea-{recipe.name}",
-            pipeline=_pipeline(recipe, readers, root, directory, fingerprint),
+            pipeline=_pipeline(recipe, readers, tables, root, directory, fingerprint),
             tasks=recipe.tasks,
             logs=logs,
             is_done=functools.partial(is_task_done, directory, recipe.tasks, fingerprint),
@@ -108,6 +111,8 @@ def build(
             for reader in readers.values():
                 if isinstance(reader, WarcReader):
                     reader.prepare()
+            if job.left():
+                _count_paragraphs(recipe, readers, tables, directory, executor)
             executor.run(job, after=lambda done: progress.update(done, recipe.tasks))
         _stop_at_changes(inputs, listing(readers, versions=True))
         records = [read_task_record(task_record_path(directory, t)) for t in range(recipe.tasks)]
@@ -131,14 +136,46 @@ def build(
     return manifest
 
 
+def _tables(recipe: BuildRecipe, directory: Path, inputs: str) -> dict[str, Table]:
+    """Where the repeated paragraphs of these inputs stand, of the sources that ask for them to leave."""
+    filters = recipe.filters_by_source()
+    return {
+        s.name: Table(directory / "cache" / "paragraphs" / f"{s.name}-{inputs}")
+        for s in recipe.sources
+        if isinstance(s, DocumentSource) and resolved(filters[s.name]).max_paragraph_count is not None
+    }
+
+
+def _count_paragraphs(
+    recipe: BuildRecipe,
+    readers: dict[str, Reader],
+    tables: dict[str, Table],
+    directory: Path,
+    executor: Executor,
+) -> None:
+    filters = recipe.filters_by_source()
+    for source, table in tables.items():
+        most = resolved(filters[source]).max_paragraph_count
+        if most is not None and not table.is_made():
+            reader = readers[source]
+            if isinstance(reader, WarcReader):
+                reader = dataclasses.replace(reader, texts_only=True)
+            table.make(reader, most, tasks=recipe.tasks, executor=executor, work=directory / "work")
+
+
 def _pipeline(
-    recipe: BuildRecipe, readers: dict[str, Reader], root: Path, directory: Path, fingerprint: str
+    recipe: BuildRecipe,
+    readers: dict[str, Reader],
+    tables: dict[str, Table],
+    root: Path,
+    directory: Path,
+    fingerprint: str,
 ) -> list[PipelineStep]:
     """Cheap before expensive: text before an image is fetched, headers before pixels (see CheckImages)."""
     filters = recipe.filters_by_source()
     steps = [
         ReadSources(readers),
-        *text_steps(filters, root),
+        *text_steps(filters, root, tables),
         *([FetchImages(recipe.fetch, root)] if recipe.fetch else []),
         CheckImages(
             recipe.images, of_source={name: image_limits(f, recipe.images) for name, f in filters.items()}

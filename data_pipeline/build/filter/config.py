@@ -67,6 +67,9 @@ class FilterConfig(_Strict):
 
     preset: PresetName = "none"
     paragraph: TextLimits = Field(TextLimits(), description="documents only: a paragraph beyond these leaves")
+    max_paragraph_count: int | None = Field(
+        None, ge=1, description="documents of one host that may share a paragraph; of more one keeps it"
+    )
     document: TextLimits = Field(TextLimits(), description="of all the text of a sample, of any kind")
     languages: tuple[str, ...] | None = Field(None, description="ISO 639-1 codes that are kept; None: any")
     min_lang_score: float | None = Field(None, ge=0, le=1, description="probability of the language found")

@@ -82,7 +82,7 @@ PRESETS: dict[str, FilterConfig] = {
 }
 
 UNCOVERED: dict[str, str] = {
-    "obelics": "perplexity (KenLM) and NSFW scores need models; frequency of images is a step of its own",
+    "obelics": "perplexity (KenLM) and NSFW scores need models; repeated images and paragraphs are left",
     "mmc4": "NSFW and image-text scores need models; duplicates are a step of their own",
     "mmc4-core": "NSFW and image-text scores need models; duplicates are a step of their own",
     "laion": "image-text similarity needs a model; duplicates are a step of their own",

@@ -5,34 +5,36 @@ dialogue is kept or dropped whole.
 """
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from data_pipeline.build.filter.boilerplate import RepeatedParagraphs, Table
 from data_pipeline.build.filter.config import FilterConfig, PersonalData, Repetition, TextLimits
 from data_pipeline.build.filter.language import language
+from data_pipeline.build.filter.paragraphs import noted, without_paragraphs
 from data_pipeline.build.filter.personal import replace_personal_data
 from data_pipeline.build.filter.presets import resolved
 from data_pipeline.build.filter.rules import RULES, Rule, WordLists, duplicates, word_lists
 from data_pipeline.build.images.cutting import DOCUMENTS, without_images
 from data_pipeline.build.steps import Cut, Dropped, Kept, Step
-from data_pipeline.sample import Sample, content_id
-
-_PARAGRAPH = re.compile(r"\n\s*\n")
-_CAPTION_ROLES = ("alt", "recaption")  # words about an image, inside a document: no paragraphs of it
+from data_pipeline.sample import Sample
 
 
-def text_steps(configs: Mapping[str, FilterConfig], root: Path | None = None) -> list[Step]:
+def text_steps(
+    configs: Mapping[str, FilterConfig], root: Path | None = None, tables: Mapping[str, Table] | None = None
+) -> list[Step]:
     """The steps on text, to stand before the image checks: cheap before expensive, none where nothing is set.
 
-    `configs` by source; relative paths of word lists count from `root`. Raises ConfigError for a list that
+    `configs` by source; relative paths of word lists count from `root`. `tables` are
+    those of repeated paragraphs, of the sources that have one. Raises ConfigError for a list that
     cannot be read.
     """
     full = {source: resolved(config) for source, config in configs.items()}
     lists = {source: word_lists(config, root or Path()) for source, config in full.items()}
     steps: list[Step] = []
+    if tables:  # they know paragraphs as they are read
+        steps.append(RepeatedParagraphs(tables))
     if unwanted := {s: c.image_url_without for s, c in full.items() if c.image_url_without}:
         steps.append(ImageAddress(unwanted))
     # A web crawl is mostly in other languages: nothing else refuses as much for its cost.
@@ -87,30 +89,12 @@ class ParagraphStep(Step):
         if limits is None or sample.kind not in DOCUMENTS:
             return Kept(sample)
         lists = self.lists[sample.source]
-        gone: Counter[str] = Counter()
-        segments = []
-        for segment in sample.segments:
-            if segment.type != "text" or not segment.text or segment.role in _CAPTION_ROLES:
-                segments.append(segment)
-                continue
-            paragraphs = _PARAGRAPH.split(segment.text) if "\n" in segment.text else [segment.text]
-            kept = []
-            for paragraph in paragraphs:
-                if refused := self.rule.judge(paragraph, limits, lists):
-                    gone[refused.reason] += 1
-                else:
-                    kept.append(paragraph)
-            if len(kept) == len(paragraphs):
-                segments.append(segment)
-            elif kept:
-                segments.append(dataclasses.replace(segment, text="\n\n".join(kept)))
-        if not gone:
-            return Kept(sample)
-        if not any(s.type in ("text", "image", "video") for s in segments):
-            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(gone.items()))
-            return Dropped("no text left", f"paragraphs refused: {reasons}")
-        actions = [(f"drop {n} paragraph(s)", reason) for reason, n in sorted(gone.items())]
-        return Kept(_noted(sample, self.name, limits, actions, segments=tuple(segments)))
+
+        def refused(paragraph: str) -> str | None:
+            found = self.rule.judge(paragraph, limits, lists)
+            return found.reason if found else None
+
+        return without_paragraphs(sample, refused, step=self.name, config=limits)
 
 
 class TextStep(Step):
@@ -206,7 +190,7 @@ class PersonalDataStep(Step):
             return Kept(sample)
         actions = [(f"replace {n} {kind}", "personal data") for kind, n in sorted(found.items())]
         config = ",".join(kinds)
-        return Kept(_noted(sample, self.name, config, actions, segments=tuple(segments), media=tuple(media)))
+        return Kept(noted(sample, self.name, config, actions, segments=tuple(segments), media=tuple(media)))
 
 
 class ImageAddress(Step):
@@ -251,15 +235,3 @@ class ImageCount(Step):
         if config.max_images is not None and images > config.max_images:
             return Dropped("too many images", f"{images} images, at most {config.max_images} are wanted")
         return Kept(sample)
-
-
-def _noted(
-    sample: Sample, step: str, config: object, actions: list[tuple[str, str]], **changes: Any
-) -> Sample:
-    """The changed sample, with a line of lineage per action: what was done, how often, why."""
-    digest = content_id(str(config))[:16]
-    lines = (
-        {"step": step, "version": "1", "config_hash": digest, "action": action, "reason": reason}
-        for action, reason in actions
-    )
-    return dataclasses.replace(sample, lineage=(*(sample.lineage or ()), *lines), **changes)

@@ -56,13 +56,14 @@ class WarcReader:
     """`work`: where the index of images is kept, in a folder of the source's name.
 
     `keep_missing`: an image that the crawl does not hold stays as a reference (`Media.error` is NOT_FETCHED,
-    no bytes) for the step that fetches; else it is cut.
+    no bytes) for the step that fetches; else it is cut. `texts_only`: no image and no PDF file is read.
     """
 
     source: WarcSource
     tree: Tree
     work: Path
     keep_missing: bool = False
+    texts_only: bool = False
     _index: list[Path] = field(default_factory=list, compare=False)  # once it is known
     records: Counter[str] = field(default_factory=Counter, compare=False)  # by kind, of what `read` has read
 
@@ -92,7 +93,7 @@ class WarcReader:
 
     def read(self, unit: str) -> Iterator[Item]:
         try:
-            if "html" in self.source.records:
+            if "html" in self.source.records and not self.texts_only:
                 with contextlib.closing(Crawl(self.index(), self.tree, self.tree.max_bytes)) as crawl:
                     yield from self._items(unit, crawl)
             else:
@@ -126,7 +127,7 @@ class WarcReader:
                 yield failed("broken record", raw.detail)
             elif record.kind == "malformed":
                 yield failed("malformed record", (record.problem or ("", ""))[1])
-            elif record.kind not in self.source.records:
+            elif record.kind not in self.source.records or (record.kind == "pdf" and self.texts_only):
                 continue
             elif record.payload is None:
                 yield failed(*cast(tuple[str, str], record.problem))
@@ -135,7 +136,7 @@ class WarcReader:
             elif len(record.payload) > MAX_PAGE_BYTES:
                 yield failed("payload too large", f"a page of more than {MAX_PAGE_BYTES:,} bytes")
             else:
-                yield self._page(record, unit, where, cast(Crawl, crawl))
+                yield self._page(record, unit, where, crawl)
         if not sound:
             yield _unreadable(unit, "holds no WARC or ARC record")
 
@@ -157,7 +158,7 @@ class WarcReader:
                 sample = dataclasses.replace(item.sample, domain=host, date=record.date)
                 yield dataclasses.replace(item, sample=sample)
 
-    def _page(self, record: WarcRecord, unit: str, where: str, crawl: Crawl) -> Item:
+    def _page(self, record: WarcRecord, unit: str, where: str, crawl: Crawl | None) -> Item:
         text = decode(record.payload or b"", record.headers.get("content-type", ""))
         page = read_page(text, record.url)
         robots = page.facts.robots | directives(record.headers.get("x-robots-tag", ""))
@@ -200,7 +201,7 @@ class WarcReader:
 class _Finder:
     """The pictures of one page."""
 
-    crawl: Crawl
+    crawl: Crawl | None
     file: str
     where: str
     keep_missing: bool
@@ -208,6 +209,8 @@ class _Finder:
     keep_out: bool
 
     def __call__(self, image: Image) -> Picture | Fault:
+        if self.crawl is None:
+            return self._fault("image not read", "the texts alone are read")
         first = image.urls[0] if image.urls else ""
         if self.keep_out:
             return self._fault("opted out (robots)", f"the page says noimageai: {first[:200]}")
@@ -216,7 +219,7 @@ class _Finder:
                 data = from_data_uri(url, self.crawl.max_bytes)
                 return self._fault("embedded image", data) if isinstance(data, str) else _picture(data, image)
             if (place := self.crawl.find(url)) is not None:
-                return self._fetched(url, place, image)
+                return self._fetched(self.crawl, url, place, image)
         if first.lower().split("?")[0].endswith(UNREAD_SUFFIXES):
             return self._fault("unsupported image format", f"{first[:200]!r} is no JPEG, PNG, WebP or GIF")
         if self.keep_missing and first.startswith(("http://", "https://")):
@@ -224,19 +227,17 @@ class _Finder:
             return Picture(media, None)
         return self._fault("image not in the crawl", f"no record of {first[:200]!r}")
 
-    def _fetched(self, url: str, place: Place, image: Image) -> Picture | Fault:
-        record = self.crawl.fetch(place)
+    def _fetched(self, crawl: Crawl, url: str, place: Place, image: Image) -> Picture | Fault:
+        record = crawl.fetch(place)
         if isinstance(record, str):
             return self._fault("unreadable image", f"{url[:200]!r} in {place.file}: {record}")
         if record.payload is None:
             reason, detail = record.problem or ("unreadable image", "no payload")
             reason = "image file too large" if reason == "payload too large" else reason
             return self._fault(reason, f"{url[:200]!r}: {detail}")
-        if len(record.payload) > self.crawl.max_bytes:
+        if len(record.payload) > crawl.max_bytes:
             found = f"{url[:200]!r} has {len(record.payload):,} bytes"
-            return self._fault(
-                "image file too large", f"{found}, images.max_bytes is {self.crawl.max_bytes:,}"
-            )
+            return self._fault("image file too large", f"{found}, images.max_bytes is {crawl.max_bytes:,}")
         if self.honour_robots and (said := _kept_out(record.headers)):
             return self._fault("opted out (robots)" if said != "tdm" else "opted out (TDM)", f"{url[:200]!r}")
         if sniff(record.payload) is None:

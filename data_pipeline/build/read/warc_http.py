@@ -25,8 +25,8 @@ _LOADER = ArcWarcRecordLoader(verify_http=False, arc2warc=True)
 class WarcRecord:
     """What a record holds. `kind`: html, image, pdf, redirect, or the name of what is not read.
 
-    `location` is where a redirect leads, or which address a revisit repeats; `digest` is what the crawler gave
-    as the payload's. `payload` is None where `problem` says why it cannot be had.
+    `location` is where a redirect leads, or which address a revisit repeats; `digest` is the payload's, as
+    the crawler gave it. `payload` is None where `problem` says why it cannot be had.
     """
 
     kind: str

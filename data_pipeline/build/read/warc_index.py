@@ -1,8 +1,8 @@
 """Where the images of a crawl lie: URL -> file and offset, over all its WARC files, in one sqlite file.
 
-A revisit record stands for the image whose address or digest it repeats. The file is built whole under another
-name and renamed, so that it is there or not. What it knows of files that have not changed (name, size, version)
-is taken over into the next one.
+A revisit record stands for the image whose address or digest it repeats. The file is built whole under
+another name and renamed, so that it is there or not. What it knows of files that have not changed (name,
+size, version) is taken over into the next one.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 from data_pipeline.build.read.files import Tree
@@ -101,11 +102,12 @@ class Crawl:
 
     def _row(self, scheme: str, key: str) -> tuple[str, int, int, bytes | None, str | None] | None:
         """An image before what leads to one, the scheme that was asked for before the other."""
-        return self._db.execute(
+        found = self._db.execute(
             "SELECT name, offset, length, body, target FROM found JOIN files ON file = id WHERE key = ?"
             " ORDER BY scheme <> ?, target IS NOT NULL, file, offset LIMIT 1",
             (key, scheme),
-        ).fetchone()
+        )
+        return cast(tuple[str, int, int, bytes | None, str | None] | None, found.fetchone())
 
     def fetch(self, place: Place) -> WarcRecord | str:
         """The image's record, or what is wrong. Raises OSError where its file cannot be read."""
