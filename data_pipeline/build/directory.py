@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_pipeline.build.recipe import BuildRecipe, recipe_fingerprint
+from data_pipeline.build.recipe import BuildRecipe, compared_page, recipe_fingerprint
 from data_pipeline.build.write.shards import TASK_OF_SHARD
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
@@ -21,6 +22,8 @@ from data_pipeline.manifest import (
 from data_pipeline.sample import content_id
 
 IDENTITY = "build.json"  # which build this directory belongs to, from its first second on
+_SHOWN = 5  # keys of a recipe that differ
+_VALUE = 60  # characters of a value
 
 
 def is_task_done(directory: Path, tasks: int, fingerprint: str, task: int) -> bool:
@@ -72,10 +75,13 @@ def prepare(
     other = found is not None and found["recipe"] != mine["recipe"]
     if other or (finished is not None and finished.fingerprint != fingerprint):
         name = finished.name if finished else (found or {}).get("name")
-        why = "another recipe" if other else "other inputs (files were added, removed or changed)"
+        differ = differences(_page_of(path), compared_page(recipe)) if other else []
+        why = "another recipe" if differ else "another version of Fovea"
+        why = why if other else "other inputs (files were added, removed or changed)"
         raise DataError(
             f"{directory} holds dataset '{name}', made of {why}.\n"
-            f"  Choose another --out, or delete {directory} first."
+            + "".join(f"  {line}\n" for line in differ)
+            + f"  Choose another --out, or delete {directory} first."
         )
     tasks = range(recipe.tasks)
     stale = {t for t in tasks if not is_task_done(directory, recipe.tasks, fingerprint, t)}
@@ -95,8 +101,40 @@ def prepare(
     for shard in (directory / "shards").glob("*"):
         if (task := TASK_OF_SHARD.search(shard.name)) and int(task.group(1)) in stale:
             shard.unlink()
-    write_json(path, mine)
+    write_json(path, {**mine, "page": compared_page(recipe)})
     return finished
+
+
+def differences(there: Any, here: Any) -> list[str]:
+    """A line for each of the first keys in which two recipes differ: what stands there, what here."""
+    if not isinstance(there, dict):
+        return []
+    a, b = dict(_leaves(there)), dict(_leaves(here))
+    lines = [
+        f"{key}: {_value(a.get(key))} there, {_value(b.get(key))} here"
+        for key in dict.fromkeys((*a, *b))
+        if a.get(key) != b.get(key)
+    ]
+    return lines[:_SHOWN] + ([f"... and {len(lines) - _SHOWN} more keys"] if len(lines) > _SHOWN else [])
+
+
+def _leaves(page: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(key as on the command line, value): the entries of `sources` by their names."""
+    if isinstance(page, dict):
+        for name, value in page.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif key == "sources" and all(isinstance(s, dict) for s in page):
+        for source in page:
+            yield from _leaves(
+                {k: v for k, v in source.items() if k != "name"}, f"{key}.{source.get('name')}"
+            )
+    else:
+        yield key, page
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _VALUE else f"{text[:_VALUE]}..."
 
 
 def still_at_work(directory: Path, job_id: str) -> DataError:
@@ -104,6 +142,10 @@ def still_at_work(directory: Path, job_id: str) -> DataError:
         f"Slurm job {job_id} of an earlier command still works on {directory}.\n"
         f"  Wait for it (the same command as before does), or end it:  scancel {job_id}"
     )
+
+
+def _page_of(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")).get("page")
 
 
 def _identity(path: Path) -> dict[str, str] | None:

@@ -130,10 +130,10 @@ def recipe_page(recipe: BuildRecipe) -> dict[str, Any]:
     return page
 
 
-def recipe_fingerprint(recipe: BuildRecipe) -> str:
-    """Equal for recipes that make equal shards of equal inputs: no places, no paces, no policy on failures,
+def compared_page(recipe: BuildRecipe) -> dict[str, Any]:
+    """What recipes share that make equal shards of equal inputs: no places, no paces, no policy on failures,
     and nothing that works on finished shards."""
-    page = recipe.model_dump(
+    return recipe.model_dump(
         mode="json",
         exclude={
             "bad_inputs": True,
@@ -142,4 +142,7 @@ def recipe_fingerprint(recipe: BuildRecipe) -> str:
             "fetch": set(NOT_COMPARED),
         },
     )
-    return content_id(str(SCHEMA_VERSION), json.dumps(page, sort_keys=True))
+
+
+def recipe_fingerprint(recipe: BuildRecipe) -> str:
+    return content_id(str(SCHEMA_VERSION), json.dumps(compared_page(recipe), sort_keys=True))

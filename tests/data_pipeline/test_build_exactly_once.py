@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from data_pipeline.build import recipe as recipes
 from data_pipeline.build.directory import locked
 from data_pipeline.build.executor import Job, LocalExecutor
 from data_pipeline.build.look.funnel import balanced, funnel
@@ -99,22 +100,39 @@ def test_a_build_may_go_on_with_another_number_of_workers(workers, inputs, whole
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tasks": 2}, {"tasks": 5}, {"heldout": 0.5}, {"images": {"min_side": 40}}]
+    ("changes", "told"),
+    [
+        ({"tasks": 2}, "tasks: 4 there, 2 here"),
+        ({"tasks": 5}, "tasks: 4 there, 5 here"),
+        ({"heldout": 0.5}, "heldout: 0.2 there, 0.5 here"),
+        ({"images": {"min_side": 40}}, "images.min_side: 16 there, 40 here"),
+        (
+            {"sources": [{**PHOTOS, "license": "CC0-1.0"}]},
+            'sources.photos.license: null there, "CC0-1.0" here',
+        ),
+    ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_recipe_or_number_of_tasks_is_refused_and_nothing_is_lost(
-    changes, finished, inputs, whole, tmp_path
+def test_another_recipe_or_number_of_tasks_is_refused_with_the_difference_and_nothing_is_lost(
+    changes, told, finished, inputs, whole, tmp_path
 ):
     out = whole if finished else tmp_path / "half"
     if not finished:
         half_built(inputs, out)
     before = content(out)
     with pytest.raises(DataError, match="made of another recipe") as refused:
-        build(recipe(**changes), out, root=inputs)
+        build(recipe(**changes, dedup={"documents": {}}), out, root=inputs)
+    assert str(refused.value).splitlines()[1:-1] == [f"  {told}"]
     assert refused.value.exit_code == 4
     assert content(out) == before
     build(recipe(), out, root=inputs)
     sound(out)
+
+
+def test_a_dataset_of_another_version_of_the_schema_is_refused_as_such(inputs, whole, monkeypatch):
+    monkeypatch.setattr(recipes, "SCHEMA_VERSION", 0)
+    with pytest.raises(DataError, match="made of another version of Fovea.\n  Choose another --out"):
+        build(recipe(), whole, root=inputs)
 
 
 def test_another_deduplication_keeps_the_shards_and_finds_its_exclusions_anew(inputs, whole, tmp_path):
@@ -159,6 +177,7 @@ def test_of_three_builds_started_at_once_those_that_run_make_one_dataset(inputs,
 LOCK_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
+from data_pipeline.build import recipe as recipes
 from data_pipeline.build.directory import locked
 with locked(Path(sys.argv[1])):
     os.kill(os.getpid(), signal.SIGKILL)
