@@ -297,7 +297,8 @@ def _parse(path: Path, build: Callable[[dict[str, Any]], T]) -> T:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if (version := raw.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
             raise DataError(
-                f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}. Build again."
+                f"{path}: schema version {version}, this release reads {SCHEMA_VERSION}.\n"
+                "  Delete the dataset and build it again, or build with another --out."
             )
         return build(raw)
     except FileNotFoundError:

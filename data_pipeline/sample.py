@@ -2,7 +2,8 @@
 
 Order lives in `segments`; pixels in `images`; everything about a picture in `media`, index-aligned with
 `images`. The Arrow schema is fixed and versioned, never inferred from data. `images` is the last column,
-so that a scan of the metadata never touches pixels, and its storage equals that of `datasets.Image`.
+so that a scan of the metadata never touches pixels, and its storage equals that of `datasets.Image`. Every
+column is of a type that `datasets` reads, in Arrow and in Parquet.
 """
 
 import dataclasses
@@ -12,10 +13,12 @@ from typing import Any
 import pyarrow as pa
 from blake3 import blake3
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had maps of scores
 KINDS = ("interleaved", "caption", "pdf", "instruct", "video", "text")
 SEGMENT_TYPES = ("text", "image", "video", "page_break", "eod")
 
+# Not a map, which `datasets` refuses.
+_SCORES = pa.list_(pa.struct([("key", pa.string()), ("value", pa.float32())]))
 _SEGMENT = pa.struct(
     [
         pa.field("type", pa.string(), nullable=False),
@@ -44,7 +47,7 @@ _MEDIA = pa.struct(
         ("frame", pa.int32()),
         ("time_s", pa.float32()),
         ("phash", pa.uint64()),
-        ("scores", pa.map_(pa.string(), pa.float32())),
+        ("scores", _SCORES),
         (
             "source_ref",
             pa.struct(
@@ -94,7 +97,7 @@ SCHEMA = pa.schema(
         ("lang_score", pa.float32()),
         pa.field("segments", pa.list_(_SEGMENT), nullable=False),
         pa.field("media", pa.list_(_MEDIA), nullable=False),
-        ("scores", pa.map_(pa.string(), pa.float32())),
+        ("scores", _SCORES),
         ("synthetic", _SYNTHETIC),
         ("lineage", pa.list_(_LINEAGE)),
         ("n_text_tokens", pa.int32()),
@@ -203,7 +206,8 @@ class Sample:
         row: dict[str, Any] = {k: v for k, v in vars(self).items() if k != "image_bytes"}
         row["schema_version"] = SCHEMA_VERSION
         row["segments"] = [dict(vars(s)) for s in self.segments]
-        row["media"] = [dict(vars(m)) for m in self.media]
+        row["media"] = [{**vars(m), "scores": _pairs(m.scores)} for m in self.media]
+        row["scores"] = _pairs(self.scores)
         row["images"] = [{"bytes": b, "path": None} for b in self.image_bytes]
         return row
 
@@ -221,18 +225,19 @@ class Sample:
         names = {f.name for f in dataclasses.fields(cls)}
         kept = {k: v for k, v in row.items() if k in names}
         kept["segments"] = tuple(Segment(**s) for s in row["segments"])
-        kept["media"] = tuple(Media(**{**m, "scores": _as_dict(m["scores"])}) for m in row["media"])
+        kept["media"] = tuple(Media(**{**m, "scores": _mapping(m["scores"])}) for m in row["media"])
         kept["image_bytes"] = tuple(i["bytes"] for i in row.get("images") or ())
-        kept["scores"] = _as_dict(row.get("scores"))
+        kept["scores"] = _mapping(row.get("scores"))
         kept["lineage"] = tuple(row["lineage"]) if row.get("lineage") is not None else None
         return cls(**kept)
 
 
-def _as_dict(pairs: Any) -> dict[str, float] | None:
-    """pyarrow gives a map column back as a list of pairs; in Parquet files of ours they are {key, value}."""
-    if pairs and isinstance(pairs, list) and isinstance(pairs[0], dict):
-        return {p["key"]: p["value"] for p in pairs}
-    return None if pairs is None else dict(pairs)
+def _pairs(scores: dict[str, float] | None) -> list[dict[str, Any]] | None:
+    return None if scores is None else [{"key": k, "value": v} for k, v in scores.items()]
+
+
+def _mapping(pairs: list[dict[str, Any]] | None) -> dict[str, float] | None:
+    return None if pairs is None else {p["key"]: p["value"] for p in pairs}
 
 
 def content_id(*parts: str | bytes) -> str:

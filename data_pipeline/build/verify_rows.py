@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from data_pipeline.build.images.check import Refusal, inspect
 from data_pipeline.build.images.limits import ImageLimits
-from data_pipeline.build.write.parquet import SAMPLES, from_parquet
 from data_pipeline.build.write.shard import SUFFIXES
 from data_pipeline.build.write.tar import index_path, members, pack_index
 from data_pipeline.errors import DataError
@@ -173,7 +172,7 @@ class _Parquet:
         self.name = shard.path
         self.file = pq.ParquetFile(directory / shard.path)
         schema = self.file.schema_arrow  # its fields carry numbers of Parquet's own as metadata
-        self.other_schema = not schema.equals(SAMPLES) or schema.metadata != SAMPLES.metadata
+        self.other_schema = not schema.equals(SCHEMA) or schema.metadata != SCHEMA.metadata
         self.differs = self.other_schema
         self.rows = (row for b in self.file.iter_batches(batch_size=32) for row in b.to_pylist())
 
@@ -181,7 +180,7 @@ class _Parquet:
         if self.differs:
             return
         found = next(self.rows, None)
-        if found is None or from_parquet(found) != row:
+        if found is None or found != row:
             self.differs = True
             yield f"{self.name}: differs from the Arrow shard at sample {row['id']}"
 

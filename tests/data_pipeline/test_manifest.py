@@ -17,6 +17,7 @@ from data_pipeline.manifest import (
     sha256_file,
     write_manifest,
 )
+from data_pipeline.sample import SCHEMA_VERSION
 
 
 def manifest_with(directory) -> Manifest:
@@ -68,6 +69,15 @@ def test_no_manifest_means_no_dataset_and_says_how_to_build(tmp_path):
 def test_a_damaged_manifest_is_an_error_of_data(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_a_dataset_of_another_schema_version_is_refused_and_says_what_to_do(tmp_path):
+    write_manifest(tmp_path, dataclasses.replace(manifest_with(tmp_path), schema_version=SCHEMA_VERSION - 1))
+    with pytest.raises(
+        DataError,
+        match=rf"version {SCHEMA_VERSION - 1}, this release reads {SCHEMA_VERSION}.*\n.*build it again",
+    ):
         read_manifest(tmp_path)
 
 

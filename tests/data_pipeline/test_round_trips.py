@@ -3,12 +3,12 @@
 import dataclasses
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -205,8 +205,12 @@ def test_what_a_dataset_leaves_out_does_not_come_back_by_reading_its_shards(buil
     export(built, tmp_path / "copy", "fovea", source="caps")
     first = next(samples(tmp_path / "copy"))
     exclude(tmp_path / "copy", "withdraw", [Exclusion(first.id, None, "opted out")], {})
-    with pytest.raises(DataError, match="leaves out samples its shards still hold"):
-        again(tmp_path / "copy", "captions", tmp_path / "back")
+    shard = next((tmp_path / "copy" / "shards").glob("*.arrow"))
+    (tmp_path / "above").mkdir()
+    shutil.copytree(tmp_path / "copy", tmp_path / "above" / "copy")
+    for place in (tmp_path / "copy", shard.parent, shard, tmp_path / "above"):
+        with pytest.raises(DataError, match="leaves out samples its shards still hold"):
+            again(place, "captions", tmp_path / "back")
     export(tmp_path / "copy", tmp_path / "shown", "fovea")
     assert sum(of(again(tmp_path / "shown", "captions", tmp_path / "back"), shown).values()) == 11
 
@@ -266,16 +270,17 @@ def test_datasets_loads_the_tables_with_their_pictures(built, tmp_path, format, 
         assert [i.size for i in row["images"] if i is not None] == wanted
 
 
-def test_datasets_loads_the_arrow_shards_but_for_their_maps(built, tmp_path):
-    """`map` is no type of `datasets`: without the columns of scores, its features are those of the shards."""
-    shard = next(s for s in read_manifest(built).shards(format="arrow", source="caps"))
-    with pa.memory_map(str(built / shard.path)) as file:
-        table = pa.ipc.open_file(file).read_all()
-    with pytest.raises(ValueError, match="map"):
-        datasets.Features.from_arrow_schema(table.schema)
-    plain = table.select(["id", "kind", "source", "segments", "images"])
-    found = datasets.Dataset(plain).cast_column("images", datasets.List(datasets.Image()))
-    assert found[0]["images"][0].size == Image.open(io.BytesIO(table["images"][0][0]["bytes"].as_py())).size
+@pytest.mark.parametrize("format", ["arrow", "parquet"])
+def test_datasets_loads_the_shards_whole(built, tmp_path, format):
+    """Texts, pictures and all that is known of them; and the scores can be asked for."""
+    files = [str(built / s.path) for s in read_manifest(built).shards(format=format)]
+    found = datasets.load_dataset(format, data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert [Sample.from_row(r) for r in found] == list(samples(built))
+    plain = {e["value"] for r in found for m in r["media"] for e in m["scores"] if e["key"] == "uniform"}
+    assert plain == {m.scores["uniform"] for s in samples(built) for m in s.media}
+    pictures = found.cast_column("images", datasets.List(datasets.Image()))
+    shapes = [[i.size for i in r["images"]] for r in pictures]
+    assert shapes == [[(m.width, m.height) for m in s.media] for s in samples(built)]
 
 
 def test_webdataset_reads_the_tars_and_pyarrow_the_tables(built, tmp_path):

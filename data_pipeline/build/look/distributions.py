@@ -138,11 +138,11 @@ class _Counted:
         self.chars.setdefault(row["source"], []).append(chars)
         self.images[len(media)] += 1
         self.sides += [(m["width"], m["height"]) for m in media if m["width"] and m["height"]]
-        for name, value in row["scores"] or ():
-            self.scores.setdefault(name, []).append(value)
+        for score in row["scores"] or ():
+            self.scores.setdefault(score["key"], []).append(score["value"])
         for m in media:
-            for name, value in m["scores"] or ():
-                self.scores.setdefault(f"{name}, of an image", []).append(value)
+            for score in m["scores"] or ():
+                self.scores.setdefault(f"{score['key']}, of an image", []).append(score["value"])
 
     def result(self, seen: int) -> Distributions:
         sides = np.array(self.sides, np.float64).reshape(-1, 2)

@@ -1,7 +1,6 @@
 """Parquet that is byte-identical on every rerun: for curation in tools that know tables.
 
 Row groups are closed by bytes; image bytes are stored as they are: to compress JPEG again only costs time.
-Maps become lists of {key, value}: `datasets` refuses a file with a map in it, and so do other tools.
 """
 
 import io
@@ -10,8 +9,6 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from data_pipeline.sample import SCHEMA
 
 GROUP_ROWS = 64
 GROUP_BYTES = 8 * 2**20
@@ -59,40 +56,6 @@ class ParquetWriter:
         if self.rows:
             self.writer.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=self.schema))
             self.rows, self.nbytes = [], 0
-
-
-def without_maps(kind: pa.DataType) -> pa.DataType:
-    """The type with every map as a list of {key, value}."""
-    if pa.types.is_map(kind):
-        return pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)]))
-    if pa.types.is_list(kind):
-        return pa.list_(without_maps(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([f.with_type(without_maps(f.type)) for f in kind])
-    return kind
-
-
-SAMPLES = pa.schema([f.with_type(without_maps(f.type)) for f in SCHEMA], metadata=SCHEMA.metadata)
-
-
-def to_parquet(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `SCHEMA` (`Sample.to_row`) as a row of `SAMPLES`."""
-    media = [{**m, "scores": _pairs(m["scores"])} for m in row["media"]]
-    return {**row, "scores": _pairs(row["scores"]), "media": media}
-
-
-def from_parquet(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `SAMPLES` as Arrow gives one of `SCHEMA`: `Sample.from_row` takes it."""
-    media = [{**m, "scores": _tuples(m["scores"])} for m in row["media"]]
-    return {**row, "scores": _tuples(row["scores"]), "media": media}
-
-
-def _pairs(scores: dict[str, float] | None) -> list[dict[str, Any]] | None:
-    return None if scores is None else [{"key": k, "value": v} for k, v in scores.items()]
-
-
-def _tuples(pairs: list[dict[str, Any]] | None) -> list[tuple[str, float]] | None:
-    return None if pairs is None else [(p["key"], p["value"]) for p in pairs]
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

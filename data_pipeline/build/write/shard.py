@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipeline.build.write.parquet import SAMPLES, ParquetWriter, to_parquet
+from data_pipeline.build.write.parquet import ParquetWriter
 from data_pipeline.build.write.tar import TarWriter, index_path
 from data_pipeline.manifest import Shard, commit, sha256_file
 from data_pipeline.sample import SCHEMA, Sample
@@ -40,7 +40,7 @@ class ShardWriter:
                 case "webdataset":
                     self.tar = self.stack.enter_context(TarWriter(file, directory / path))
                 case "parquet":
-                    self.parquet = self.stack.enter_context(ParquetWriter(file, SAMPLES))
+                    self.parquet = self.stack.enter_context(ParquetWriter(file, SCHEMA))
 
     def add(self, sample: Sample) -> None:
         """Take a sample of at most `MAX_SAMPLE_BYTES`."""
@@ -96,7 +96,7 @@ class ShardWriter:
             self.tar.write(batch.to_pylist())
         if self.parquet is not None:
             for row, size in zip(self.rows, self.sizes, strict=True):
-                self.parquet.add(to_parquet(row), size)
+                self.parquet.add(row, size)
         self.rows, self.sizes = [], []
 
 

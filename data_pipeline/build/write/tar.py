@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from data_pipeline.manifest import commit
-from data_pipeline.sample import Sample, content_id
+from data_pipeline.sample import content_id
 
 SUFFIX_OF = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp", "image/gif": "gif"}
 _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"), (b"GIF8", "gif"))
@@ -60,8 +60,7 @@ class TarWriter:
 
 def members(row: dict[str, Any]) -> list[tuple[str, bytes]]:
     """The files of one sample, a row as Arrow gives it back, in order. An image not stored has no file."""
-    # By way of Sample: Arrow's maps become mappings, and its float32 are what is written here too.
-    columns = {k: v for k, v in Sample.from_row(row).to_row().items() if k != "images"}
+    columns = {k: v for k, v in row.items() if k != "images"}
     text = json.dumps(columns, sort_keys=True, ensure_ascii=False)
     key = row["id"] if _KEY.fullmatch(row["id"]) else content_id(row["id"])
     found = [(f"{key}.json", text.encode())]

@@ -30,7 +30,7 @@ SOUND = [
     {"title": "t", "sequence": [{"text": "t"}, {"image": "a.jpg", "alt": "x", "caption": "y"}]},
     {"question": "q", "answer": "a", "image": "a.jpg", "license": {"name": "n"}},
     {
-        "schema_version": 1,
+        "schema_version": 2,
         "id": "i",
         "kind": "text",
         "segments": [{"type": "text", "text": "t"}],
