@@ -1,4 +1,5 @@
 """Train or held out: a property of the picture, so that no picture is in both, whatever source shows it.
+Where there is none it is a property of the text.
 
 A rendered page decides for its sample: it shows all the rest. A picture of the page that falls on the other
 side is taken out of the sequence, so that it, too, is on one side only.
@@ -17,7 +18,7 @@ def is_heldout(key: str, heldout: float) -> bool:
 def split_of(sample: Sample, heldout: float) -> str | None:
     """`train` or `heldout`; None where the images fall on both sides. Rendered pages decide alone."""
     pages = [m.media_id for m in sample.media if m.kind == "page"]
-    keys = pages or [m.media_id for m in sample.media] or [sample.id]
+    keys = pages or [m.media_id for m in sample.media] or [" ".join(sample.text.split())]
     held = {is_heldout(k, heldout) for k in keys}
     if len(held) > 1:
         return None

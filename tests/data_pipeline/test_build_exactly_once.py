@@ -131,7 +131,7 @@ def test_another_recipe_or_number_of_tasks_is_refused_with_the_difference_and_no
 
 def test_a_dataset_of_another_version_of_the_schema_is_refused_as_such(inputs, whole, monkeypatch):
     monkeypatch.setattr(recipes, "SCHEMA_VERSION", 0)
-    with pytest.raises(DataError, match="made of another version of Fovea.\n  Choose another --out"):
+    with pytest.raises(DataError, match=r"made of another version of Fovea\.\n  Choose another --out"):
         build(recipe(), whole, root=inputs)
 
 

@@ -110,11 +110,9 @@ def everything(sample: Sample) -> Sample:
 
 
 def of(directory: Path, view, **which) -> Counter:
-    """What is shown, with the split of what has pictures: that of texts alone follows their ids."""
+    """What is shown, with its split: that of a sample without a picture follows its text."""
     return Counter(
-        (split if s.media else None, view(s))
-        for split in ("train", "heldout")
-        for s in samples(directory, split=split, **which)
+        (split, view(s)) for split in ("train", "heldout") for s in samples(directory, split=split, **which)
     )
 
 
