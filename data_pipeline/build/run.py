@@ -28,7 +28,7 @@ from data_pipeline.build.read.source import DocumentSource
 from data_pipeline.build.read.warc import WarcReader
 from data_pipeline.build.recipe import BuildRecipe, is_folder, load_build, recipe_fingerprint, recipe_page
 from data_pipeline.build.slurm import SlurmExecutor, array_at_work
-from data_pipeline.build.sources import listing, open_reader
+from data_pipeline.build.sources import expect_apart, listing, open_reader, passed_over
 from data_pipeline.build.split import Split
 from data_pipeline.build.steps import ReadSources
 from data_pipeline.build.synthesize.local import local_endpoints
@@ -89,6 +89,7 @@ def build(
             s.name: open_reader(s, recipe, root=root, directory=directory, endpoints=endpoints)
             for s in recipe.sources
         }
+        expect_apart(readers, directory)
         lists = [_sha256_of_list(path) for path in word_files(recipe.filters_by_source(), root)]
         fingerprint = content_id(recipe_fingerprint(recipe), listing(readers, versions=False), *lists)
         stack.enter_context(locked(directory))
@@ -123,7 +124,7 @@ def build(
             fingerprint=fingerprint,
             recipe=recipe_page(recipe),
             licences={s.name: s.license or "not stated" for s in recipe.sources},
-            unread=tuple(unread),
+            unread=tuple(unread) or passed_over(readers),
             tasks=tuple(records),
             # What was withdrawn from the finished dataset stays withdrawn, whatever is built again.
             exclusions=finished.exclusions if finished else (),

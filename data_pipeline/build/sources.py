@@ -79,6 +79,19 @@ def _expect_files(source: FileSource, tree: Tree, suffixes: Sequence[str]) -> No
         raise DataError(f"source '{source.name}': no file below its path; read are {wanted}")
 
 
+def expect_apart(readers: dict[str, Reader], directory: Path) -> None:
+    """Refuses a source that would find the build's own pages and shards among its files."""
+    for name, reader in readers.items():
+        if isinstance(reader, HtmlReader | RowReader) and reader.tree.is_local and reader.tree.only is None:
+            root = Path(reader.tree.root)
+            if directory.is_relative_to(root):
+                raise ConfigError(
+                    f"{directory} lies inside {root}, where source '{name}' reads:\n"
+                    "  it would read what it writes.\n"
+                    "  Choose another --out, or a `path` that does not hold it"
+                )
+
+
 def listing(readers: dict[str, Reader], *, versions: bool) -> str:
     """The input files by name and size; with their versions as well, to notice a repair of equal size."""
     return "\n".join(
@@ -86,3 +99,11 @@ def listing(readers: dict[str, Reader], *, versions: bool) -> str:
         for source, reader in readers.items()
         for s in reader.inputs()
     )
+
+
+def passed_over(readers: dict[str, Reader]) -> tuple[str, ...]:
+    """Files among those of a source that may hold rows and that no source reads: to be said to the user."""
+    rows = [reader for reader in readers.values() if isinstance(reader, RowReader)]
+    read = {reader.place(stamp.name) for reader in rows for stamp in reader.inputs()}
+    found = {reader.place(name): name for reader in rows for name in reader.passed_over()}
+    return tuple(sorted(name for place, name in found.items() if place not in read))

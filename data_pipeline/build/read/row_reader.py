@@ -25,7 +25,14 @@ from data_pipeline.build.read.layouts import (
 )
 from data_pipeline.build.read.layouts.fields import Found, NoPicture, Pictures, Unfit, as_metadata, sample_id
 from data_pipeline.build.read.reading import IMAGE_SUFFIXES, Fault, Item, Stamp
-from data_pipeline.build.read.rows.containers import NAMED_SUFFIXES, SUFFIXES, read_rows, row_files, units_of
+from data_pipeline.build.read.rows.containers import (
+    NAMED_SUFFIXES,
+    SUFFIXES,
+    describes_others,
+    read_rows,
+    row_files,
+    units_of,
+)
 from data_pipeline.build.read.rows.row import Row, Unit
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.sample import Sample
@@ -116,6 +123,21 @@ class RowReader:
     def read(self, unit: Unit) -> Iterator[Item]:
         for row in read_rows(self.tree, unit):
             yield self._item(row)
+
+    def passed_over(self) -> list[str]:
+        """Files that may hold rows, and that were not asked for: JSON under a name that does not tell."""
+        if self.options.files is not None or self.tree.only is not None:
+            return []
+        found = self.tree.files(SUFFIXES)
+        taken, present = set(self._files()), set(found)
+        return [
+            n
+            for n in found
+            if n not in taken and n.endswith(NAMED_SUFFIXES) and not describes_others(n, present)
+        ]
+
+    def place(self, name: str) -> str:
+        return posixpath.join(self.tree.root, name)
 
     def _files(self) -> list[str]:
         try:

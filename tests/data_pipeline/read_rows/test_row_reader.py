@@ -178,3 +178,31 @@ def test_a_build_reads_them_to_the_end_and_its_books_balance(folder, tmp_path, p
     shards = [tmp_path / "out" / s.path for s in manifest.shards(format="arrow")]
     kept = [row for s in shards for row in pa.ipc.open_file(pa.memory_map(str(s))).read_all().to_pylist()]
     assert {row["images"][0]["bytes"] for row in kept} == {data for _, data, _ in pictures}
+
+
+@here
+def test_json_under_a_name_that_does_not_tell_is_said_unless_another_source_reads_it(tmp_path, pictures):
+    pairs = tmp_path / "in"
+    pairs.mkdir()
+    write_parquet(pairs, pictures)
+    write_lines(pairs, pictures[:2])
+    (pairs / "captions.jsonl").rename(pairs / "pairs.jsonl")
+    (pairs / "dataset_info.json").write_text("{}")
+    one = {"name": "all", "kind": "captions", "path": "."}
+    other = {"name": "lines", "kind": "captions", "path": "pairs.jsonl"}
+    chosen = {**one, "files": "*.parquet"}
+    for sources, unread in [([one], ("pairs.jsonl",)), ([one, other], ()), ([chosen], ())]:
+        recipe = BuildRecipe.model_validate({"name": "t", "tasks": 1, "sources": sources})
+        out = tmp_path / "out" / str(len(sources)) / str(len(unread))
+        assert build(recipe, out, root=pairs).unread == unread
+
+
+def test_a_build_into_the_folder_that_a_source_reads_is_refused_before_it_starts(tmp_path):
+    (tmp_path / "page.html").write_text("<p>Some words of a page that are enough.</p>")
+    (tmp_path / "captions.jsonl").write_text("{}")
+    for kind in ("html", "captions"):
+        source = {"name": "all", "kind": kind, "path": "."}
+        recipe = BuildRecipe.model_validate({"name": "t", "sources": [source]})
+        with pytest.raises(ConfigError, match="it would read what it writes"):
+            build(recipe, tmp_path / "data" / "out", root=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["captions.jsonl", "page.html"]

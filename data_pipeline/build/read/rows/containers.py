@@ -6,7 +6,7 @@ To add one: a function (tree, unit, max_row) -> rows that keeps the rule of `row
 import json
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from data_pipeline.build.read.files import Tree
@@ -20,6 +20,7 @@ from data_pipeline.manifest import MANIFEST
 
 STATE = "state.json"  # of a folder of `Dataset.save_to_disk`: it lists the files, others are caches
 _ABOUT = (STATE, "dataset_info.json", "dataset_dict.json", "*_stats.json", "export.json")
+SHARDS = "shards"  # where a dataset of this project keeps them
 _MAX_STATE = 16 * 2**20
 _MAX_MANIFEST = 256 * 2**20
 
@@ -98,9 +99,12 @@ def row_files(tree: Tree, patterns: Sequence[str], files: str | None = None) -> 
     names match `patterns`, or, where that leaves nothing, any JSON. Raises OSError, and ValueError for a
     damaged listing of `datasets` and for a dataset of this project that leaves out samples of its shards.
     """
-    if tree.only is not None:
-        return [tree.only]
-    _refuse_hidden(tree)
+    names = [tree.only] if tree.only is not None else _chosen(tree, patterns, files)
+    _refuse_hidden(tree, names)
+    return names
+
+
+def _chosen(tree: Tree, patterns: Sequence[str], files: str | None) -> list[str]:
     names = tree.files(SUFFIXES)
     if files is not None:
         return [n for n in names if fnmatch(n, files) or fnmatch(posixpath.basename(n), files)]
@@ -110,20 +114,26 @@ def row_files(tree: Tree, patterns: Sequence[str], files: str | None = None) -> 
     return certain or names
 
 
-def _refuse_hidden(tree: Tree) -> None:
-    """Shards still hold what a dataset leaves out (opted out, copies), and it must not come back this way."""
-    if not tree.exists(MANIFEST):
-        return
-    data = tree.read(MANIFEST, _MAX_MANIFEST)
+def _refuse_hidden(tree: Tree, names: Sequence[str]) -> None:
+    """Shards still hold what a dataset leaves out (opted out, copies), and it must not come back this way:
+    neither from its folder, nor from `shards` below it, nor from one file in there."""
+    folders = {posixpath.dirname(posixpath.join(tree.root, name)) for name in names}
+    for shards in sorted(f for f in folders if posixpath.basename(f) == SHARDS):
+        dataset = replace(tree, root=posixpath.dirname(shards), only=None)
+        if dataset.exists(MANIFEST) and _leaves_out(dataset):
+            raise ValueError(
+                "a dataset of Fovea that leaves out samples its shards still hold.\n"
+                "  Write what it shows, and read that:  fovea data export DIR --to fovea --out NEW"
+            )
+
+
+def _leaves_out(dataset: Tree) -> bool:
+    data = dataset.read(MANIFEST, _MAX_MANIFEST)
     try:
         page = None if isinstance(data, Fault) else json.loads(data.decode())
     except (ValueError, RecursionError):
-        return  # a file of that name, and no dataset of ours
-    if isinstance(page, dict) and "fingerprint" in page and page.get("exclusions"):
-        raise ValueError(
-            "a dataset of Fovea that leaves out samples its shards still hold.\n"
-            "  Write what it shows, and read that:  fovea data export DIR --to fovea --out NEW"
-        )
+        return False  # a file of that name, and no dataset of ours
+    return isinstance(page, dict) and "fingerprint" in page and bool(page.get("exclusions"))
 
 
 def _is_certain(name: str, patterns: Sequence[str]) -> bool:
