@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from data_pipeline.errors import ConfigError, DataError, nearest
 from data_pipeline.sample import Sample
-from data_pipeline.stream.chat import Unusable, caption_count, render
+from data_pipeline.stream.chat import Unusable, Variant, caption_count, render
 from data_pipeline.stream.mixture import Mixture
 from data_pipeline.stream.order import position, variant
 from data_pipeline.stream.pack import Piece, Rows
@@ -140,7 +140,8 @@ class Planner:
 
     def _pieces(self, sample: Sample, name: str, index: int, wanted: int) -> _Draw:
         try:
-            tokens = render(sample, self._tokenizer, self._image_tokens, self._loss_on, wanted)
+            which = Variant(caption=wanted)
+            tokens = render(sample, self._tokenizer, self._image_tokens, self._loss_on, which)
         except Unusable as e:
             return _Draw(sample.id, (), e.reason)
         parts = split(tokens, self._length, self._tokenizer.bos_id)

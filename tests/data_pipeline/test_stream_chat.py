@@ -6,7 +6,7 @@ import pytest
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.sample import Media, Sample, Segment
-from data_pipeline.stream.chat import Unusable, caption_count, prompt, render
+from data_pipeline.stream.chat import Unusable, Variant, caption_count, prompt, render
 
 BOS, EOS, SYSTEM, USER, ASSISTANT, END = 1, 2, 3, 4, 5, 6
 IS, IE, IMG = 263, 264, 265
@@ -69,15 +69,16 @@ def test_dialogue_golden(bytes_tokenizer) -> None:
 
 
 def test_caption_golden(bytes_tokenizer) -> None:
-    alt = render(CAPTION, bytes_tokenizer, 2, "all_text", variant=0)
+    alt = render(CAPTION, bytes_tokenizer, 2, "all_text", Variant(caption=0))
     a, c, t, ell, colon = 71, 73, 90, 82, 32
     assert alt.input_ids.tolist() == [BOS, IS, IMG, IMG, IE, a, ell, t, colon, SPACE, c, a, t, EOS]
     assert targets(alt) == [(9, SPACE), (10, c), (11, a), (12, t), (13, EOS)]
-    dense = render(CAPTION, bytes_tokenizer, 2, "answers", variant=1)
+    dense = render(CAPTION, bytes_tokenizer, 2, "answers", Variant(caption=1))
     assert dense.input_ids.tolist() == [BOS, IS, IMG, IMG, IE, *b("caption: a cat"), EOS]
     assert dense.loss.tolist() == [False] * 13 + [True] * 7
     assert caption_count(CAPTION) == 2
-    assert render(CAPTION, bytes_tokenizer, 2, "answers", 5).input_ids.tolist() == dense.input_ids.tolist()
+    again = render(CAPTION, bytes_tokenizer, 2, "answers", Variant(caption=5))
+    assert again.input_ids.tolist() == dense.input_ids.tolist()
 
 
 def test_document_golden(bytes_tokenizer) -> None:
@@ -127,7 +128,7 @@ def test_prompt_is_a_prefix_of_render(tokenizer, make, turn: int) -> None:
     for n in range(5):
         for s, variant in ((make.dialogue(n), 0), (make.caption(n), 1)):
             asked = prompt(s, tokenizer, 4, turn=turn if s.kind == "instruct" else 0)
-            whole = render(s, tokenizer, 4, "answers", variant)
+            whole = render(s, tokenizer, 4, "answers", Variant(caption=variant))
             assert whole.input_ids[: len(asked)].tolist() == asked.input_ids.tolist()
             assert whole.image_ids[: len(asked)].tolist() == asked.image_ids.tolist()
             assert not whole.loss[: len(asked)].any() or turn > 0

@@ -8,7 +8,7 @@ import pytest
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.manifest import sha256_file
 from data_pipeline.sample import SCHEMA
-from data_pipeline.stream.chat import render
+from data_pipeline.stream.chat import Variant, render
 from data_pipeline.stream.source import Source
 
 
@@ -30,7 +30,7 @@ def test_the_view_without_pixels_renders_alike(dataset, samples, tokenizer) -> N
         for i, written in enumerate(s for s in samples if s.source == name):
             light = source.without_pixels(i)
             assert light.id == written.id
-            ours, theirs = (render(s, tokenizer, 4, "answers", 1) for s in (light, written))
+            ours, theirs = (render(s, tokenizer, 4, "answers", Variant(caption=1)) for s in (light, written))
             assert ours.input_ids.tolist() == theirs.input_ids.tolist()
             assert ours.loss.tolist() == theirs.loss.tolist()
             pictures = [source.picture(i, m) for m in range(len(written.media))]
