@@ -175,6 +175,8 @@ def _bars(counts: Counter[str], most: int | None = None) -> tuple[Bar, ...]:
 
 
 def _images(counts: Counter[int]) -> tuple[Bar, ...]:
+    if not counts:
+        return ()
     most = 10
     bars = [Bar(str(n), counts[n]) for n in range(min(max(counts, default=0), most - 1) + 1)]
     if more := sum(n for images, n in counts.items() if images >= most):

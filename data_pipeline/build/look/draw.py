@@ -57,6 +57,13 @@ def in_turn(places: dict[str, list[Place]], n: int) -> list[Place]:
     return [p[i] for i in range(longest) for p in places.values() if i < len(p)][:n]
 
 
+def mixed(directory: Path, places: Sequence[Place]) -> list[Place]:
+    """These places, one with a picture and one without in turn, so that a few rare pictures are seen."""
+    shows = {place: bool(row["media"]) for place, row in _read(directory, places, ["media"])}
+    of = {wanted: [p for p in places if shows[p] == wanted] for wanted in (True, False)}
+    return in_turn({str(wanted): found for wanted, found in of.items()}, len(places))
+
+
 def rows(
     directory: Path, places: Iterable[Place], columns: list[str] | None = None
 ) -> Iterator[tuple[Shard, dict[str, Any]]]:

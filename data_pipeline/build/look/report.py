@@ -14,7 +14,7 @@ import jinja2
 from data_pipeline.build.look import published, wording
 from data_pipeline.build.look.card import card
 from data_pipeline.build.look.distributions import QUANTILES, Distributions, columns, distributions
-from data_pipeline.build.look.draw import in_turn, places_of, rows, seen_places
+from data_pipeline.build.look.draw import in_turn, mixed, places_of, rows, seen_places
 from data_pipeline.build.look.examples import Example, Thumbnail, beginning, read_examples, thumbnail
 from data_pipeline.build.look.funnel import UNITS, balanced, funnel, kept
 from data_pipeline.manifest import Manifest, commit, read_manifest, write_json
@@ -108,8 +108,9 @@ def render(
 
 def _kept(directory: Path, manifest: Manifest, view: View) -> Iterator[Shown]:
     shards = manifest.shards(format="arrow")
-    places = in_turn(seen_places(directory, shards, view, most=KEPT, seed="report"), KEPT)
-    for shard, row in rows(directory, places):
+    drawn = seen_places(directory, shards, view, most=8 * KEPT, seed="report")
+    places = {source: mixed(directory, of) for source, of in drawn.items()}
+    for shard, row in rows(directory, in_turn(places, KEPT)):
         if (sample := view.apply(Sample.from_row(row))) is not None:
             yield _shown(sample, shard.split, SIDE)
 

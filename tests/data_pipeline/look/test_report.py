@@ -197,6 +197,18 @@ def test_pictures_never_make_the_page_too_large(built, monkeypatch):
     assert sum(len(v) for _, k, v in Page(text).attributes if k == "src") < 41_000 + 12 * 30
 
 
+def test_rare_pictures_are_among_the_kept_examples(tmp_path, make):
+    make.dataset(tmp_path, [make.document(n, pictures=int(n % 20 == 7)) for n in range(100)], per_shard=50)
+    kept = report(tmp_path).split('id="kept"')[1].split('id="dropped"')[0]
+    assert kept.count("data:image/jpeg") == 5  # all that there are
+    assert kept.count("text, train") == 7
+
+
+def test_a_dataset_without_samples_has_no_empty_charts(tmp_path, make):
+    make.dataset(tmp_path, [])
+    assert "<figure" not in report(tmp_path)
+
+
 def test_a_dataset_of_which_everything_is_excluded_still_has_a_report(built):
     exclude(built, "opt-out", [Exclusion(s.id, None, "opted out") for s in samples(built)], {})
     page = Page(report(built))
