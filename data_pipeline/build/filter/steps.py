@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipeline.build.filter.boilerplate import RepeatedParagraphs, Table
 from data_pipeline.build.filter.config import FilterConfig, PersonalData, Repetition, TextLimits
-from data_pipeline.build.filter.language import language
+from data_pipeline.build.filter.language import language_among
 from data_pipeline.build.filter.paragraphs import noted, without_paragraphs
 from data_pipeline.build.filter.personal import replace_personal_data
 from data_pipeline.build.filter.presets import resolved
@@ -129,7 +129,7 @@ class LanguageStep(Step):
         config = self.configs.get(sample.source)
         if config is None:
             return Kept(sample)
-        lang, score = language(sample.text)
+        lang, score = language_among(sample.text, config.languages or ())
         if config.languages is not None and lang not in config.languages:
             wanted = ", ".join(config.languages)
             return Dropped("language not wanted", f"{lang} ({score:.2f}), wanted are {wanted}")

@@ -7,13 +7,14 @@ import math
 import random
 import re
 import string
+from pathlib import Path
 
 import pytest
 from datatrove.pipeline.filters import gopher_repetition_filter as gopher
 
 from data_pipeline.build.filter import measure
 from data_pipeline.build.filter.config import FilterConfig, Repetition, TextLimits
-from data_pipeline.build.filter.language import language
+from data_pipeline.build.filter.language import language, language_among
 from data_pipeline.build.filter.presets import PRESETS, image_limits, notes, resolved, word_files
 from data_pipeline.build.filter.rules import RULES, english_function_words
 from data_pipeline.build.filter.steps import document_steps, text_steps
@@ -27,6 +28,7 @@ PROSE = (
     "Then a boat with a red sail turned around the pier, and the children who had been sitting on the wall "
     "ran to the steps, because they knew that it was the one which brought the letters from the islands."
 )
+COCO = Path(__file__).parents[3] / "../shared/realdata/coco_cc/captions.json"
 SOUND = FilterConfig(preset="obelics", min_images=0)
 
 
@@ -285,6 +287,23 @@ def test_the_language_is_found_and_filled_in_or_refused(text, lang):
     assert 0.8 < found.lang_score <= 1
     other = run(sample(text), FilterConfig(languages=("fi",)))
     assert (other.reason, other.detail.split()[0]) == ("language not wanted", lang)
+
+
+def test_a_few_words_stay_where_a_wanted_language_is_likely_and_others_leave():
+    english = ["man on motorcycle", "cars and dogs", "a kitchen table", "boy eating pizza", "red bus stop"]
+    others = ["Katze auf Sofa", "chat sur le canapé", "gato en el sofá", "kat op de bank", "katt i soffan"]
+    config = FilterConfig(preset="datacomp-basic")
+    assert language("a kitchen table")[0] != "en", "else this shows nothing"
+    kept = [text for text in (*english, *others) if isinstance(run(sample(text), config), Sample)]
+    assert kept == english
+
+
+@pytest.mark.skipif(not COCO.is_file(), reason="no ../shared/realdata beside the repository")
+@pytest.mark.parametrize(("words", "share"), [(3, 0.9), (4, 0.99), (99, 1.0)])
+def test_the_first_words_of_real_captions_stay(words, share):
+    captions = [c for record in json.loads(COCO.read_text()) for c in record["captions"]]
+    found = [language_among(" ".join(c.split()[:words]), ("en",)) for c in captions]
+    assert sum(code == "en" for code, _ in found) >= share * len(found)
 
 
 def test_a_language_that_is_a_guess_is_refused():
