@@ -33,7 +33,7 @@ class Mint1t:
         sequence = document(sample)
         pictures = [e for e in sequence if isinstance(e, Shown)]
         tiff = _tiff(pictures) if pictures else None
-        names = iter(f"page_{p.media.page or 0}_image_{n}" for n, p in enumerate(pictures))
+        names = iter(f"page_{_page_number(p)}_image_{n}" for n, p in enumerate(pictures))
         page = {
             "texts": [e if isinstance(e, str) else None for e in sequence],
             "images": [next(names) if isinstance(e, Shown) else None for e in sequence],
@@ -78,12 +78,17 @@ def _about(picture: Shown, number: int) -> dict[str, object]:
     media = picture.media
     return {
         "sha256": hashlib.sha256(picture.data).hexdigest(),
-        "page": media.page or 0,
+        "page": _page_number(picture),
         "xref": number,
         "width": media.width,
         "height": media.height,
         "url": media.url,
     }
+
+
+def _page_number(picture: Shown) -> int:
+    """Pages count from 0 there, from 1 here; what is of no page is on the first."""
+    return max(0, (picture.media.page or 1) - 1)
 
 
 def _tiff(pictures: list[Shown]) -> bytes:

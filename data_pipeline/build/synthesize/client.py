@@ -1,8 +1,8 @@
 """Questions to an OpenAI-compatible chat endpoint: bounded in number, time and bytes, each answer paid once.
 
-datatrove's InferenceRunner has an endpoint mode, but is not used: it writes the documents itself, in the
-order of the answers; one request that fails ends the task; waits between tries are fixed; a body may have
-any size; and its https client and its cache need three more packages.
+datatrove's InferenceRunner has an endpoint mode, but is not used: it hands no answer to the next step but
+writes the documents itself, in the order of the answers; one request that fails ends the task; waits between
+tries know no Retry-After; a body may have any size; and its https client and its cache need more packages.
 """
 
 import asyncio

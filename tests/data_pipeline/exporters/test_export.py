@@ -161,6 +161,17 @@ def test_a_folder_of_llava_is_one_list_and_pictures_with_their_bytes(tmp_path, m
     assert len(list((tmp_path / "out/images").rglob("*.png"))) == 1, "equal pictures are stored once"
 
 
+def test_mint1t_names_pages_from_0_as_the_published_files_do(tmp_path, make):
+    d = make.document(5, paragraphs=2, pictures=2)
+    d = dataclasses.replace(d, media=tuple(dataclasses.replace(m, page=n + 1) for n, m in enumerate(d.media)))
+    make.dataset(tmp_path / "data", [d])
+    export(tmp_path / "data", tmp_path / "out", "mint1t")
+    (row,) = webdataset.WebDataset(str(tmp_path / "out/train-00000.tar"), shardshuffle=False)
+    page = json.loads(row["json"])
+    assert [i for i in page["images"] if i] == ["page_0_image_0", "page_1_image_1"]
+    assert [(m["page"], m["xref"]) for m in page["image_metadata"]] == [(0, 0), (1, 1)]
+
+
 def test_mint1t_keeps_every_pixel(tmp_path, make, documents):
     colours = make.png(20, 30, (1, 2, 3, 99), "RGBA")
     palette = io.BytesIO()
