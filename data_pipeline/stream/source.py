@@ -1,142 +1,205 @@
-"""One source of a dataset, read at random from memory-mapped Arrow shards."""
+"""One source of a dataset, read at random by sample number: from Arrow, WebDataset or Parquet shards, local
+or remote. Opening looks at the manifest alone; a shard is proven when it is first read."""
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipeline.errors import ConfigError, DataError, nearest
-from data_pipeline.manifest import Manifest, Shard, check_shard
-from data_pipeline.sample import SCHEMA, Media, Sample, Segment
+from data_pipeline.manifest import Manifest, Shard
+from data_pipeline.sample import Sample
+from data_pipeline.stream import hidden
+from data_pipeline.stream.contents import view_at
+from data_pipeline.stream.faults import BrokenSample
+from data_pipeline.stream.place import Place
+from data_pipeline.stream.shards.opened import Reader, Shards, check_size
 from data_pipeline.view import View
 
-_SEGMENT_FIELDS = ("type", "text", "media", "role", "turn", "loss")
+T = TypeVar("T")
+# Of several formats with the same samples. A map costs nothing; over a network a tar gives one sample in one
+# request, Parquet a row group, Arrow a record batch that is found by a request for each batch of the shard.
+LOCAL_FORMATS = ("arrow", "webdataset", "parquet")
+REMOTE_FORMATS = ("webdataset", "parquet", "arrow")
+# What reading a row raises where the row is not what it should be. A file that cannot be read is a DataError.
+_ROW_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError)
 
 
-@dataclass(frozen=True, eq=False)
+class Head(NamedTuple):
+    """What names a sample: enough to look it up where it came from."""
+
+    id: str
+    source: str
+    url: str | None
+
+
+@dataclass(eq=False)
 class Source:
-    """The samples of one (source, split): `len(source)`, `source[i]`. The order is that of the manifest."""
+    """The samples of one (source, split): `len(source)`, `source[i]`. The order is that of the manifest.
+
+    A row that is no sample raises BrokenSample (`faults.py`); a shard that is broken, DataError naming it.
+    Picklable without open files: another process opens what it reads.
+    """
 
     name: str
     split: str
-    _batches: tuple[pa.RecordBatch, ...]
-    _ends: tuple[int, ...]  # rows up to and with batch b
+    format: str
+    _place: Place
+    _shards: tuple[Shard, ...]
+    _ends: tuple[int, ...]  # rows up to and with shard s
+    _indices: tuple[str | None, ...]  # sha256 of the index beside shard s
     _view: View
-    _rows: np.ndarray | None  # int64[samples]: the row of each sample; None where no row is excluded
+    _hidden: int  # how many rows are not seen
+    _digest: str
+    _opened: Shards
+    _before: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, directory: Path | str, manifest: Manifest, name: str, split: str = "train") -> "Source":
-        """Map the source's shards, each proven whole first: size, sha256, schema, every offset.
+    def open(
+        cls,
+        directory: Path | str | Place,
+        manifest: Manifest,
+        name: str,
+        split: str = "train",
+        *,
+        format: str | None = None,
+        shards: Shards | None = None,
+        view: View | None = None,
+    ) -> "Source":
+        """The source of the dataset at a local path or a URL. No shard is read; the sizes of local ones are.
 
-        Raises ConfigError where the dataset has no such source, DataError naming the file that is broken.
+        `format`: arrow | webdataset | parquet; None takes the quickest of those that hold all samples.
+        `shards` and `view` (of this manifest) may be shared between sources.
+        Raises ConfigError where the dataset has no such source, DataError naming a file that is missing or of
+        another size.
         """
-        directory = Path(directory)
-        shards = manifest.shards(format="arrow", split=split, source=name)
-        if not sum(s.samples for s in shards):
-            has: dict[str, int] = {}
-            for s in manifest.shards(format="arrow", split=split):
-                has[s.source] = has.get(s.source, 0) + s.samples
-            listed = ", ".join(f"{source} ({samples:,})" for source, samples in has.items()) or "nothing"
+        place = directory if isinstance(directory, Place) else Place.at(directory)
+        format = _format(place, manifest, name, split, format)
+        chosen = tuple(s for s in manifest.shards(format=format, split=split, source=name) if s.samples)
+        for shard in chosen:
+            check_size(place, shard)
+        files = {path: sha256 for task in manifest.tasks for path, sha256 in task.files.items()}
+        source = cls(
+            name,
+            split,
+            format,
+            place,
+            chosen,
+            tuple(accumulate(s.samples for s in chosen)),
+            tuple(files.get(f"{s.path}.idx") for s in chosen),
+            view_at(place, manifest) if view is None else view,
+            manifest.excluded(name, split, "samples"),
+            manifest.digest,
+            shards or Shards(),
+        )
+        if not len(source):
             raise ConfigError(
-                f"dataset '{manifest.name}' at {directory} has no source '{name}' in split '{split}'"
-                f"{nearest(name, has)}\n  It has: {listed}"
+                f"dataset '{manifest.name}' at {place}: every sample of source '{name}' in split "
+                f"'{split}' is excluded.\n  See which steps took them:  fovea data stats {place}"
             )
-        batches = [b for shard in shards for b in _read(directory, shard) if b.num_rows]
-        ends = tuple(accumulate(b.num_rows for b in batches))
-        view = View.open(directory, manifest)
-        rows = None
-        if view.samples:
-            starts = (0, *ends)
-            kept = [start + view.kept_rows(b.column("id")) for start, b in zip(starts, batches, strict=False)]
-            rows = np.concatenate(kept)
-        if rows is not None and not len(rows):
-            raise ConfigError(
-                f"dataset '{manifest.name}' at {directory}: every sample of source '{name}' in split "
-                f"'{split}' is excluded.\n  See which steps took them:  fovea data stats " + str(directory)
-            )
-        return cls(name, split, tuple(batches), ends, view, rows)
+        return source
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._rows is None else len(self._rows)
+        return self._ends[-1] - self._hidden
 
     def __getitem__(self, i: int) -> Sample:
         """Sample i, pictures and all."""
-        batch, row = self._find(i)
-        sample = self._view.apply(Sample.from_row(batch.slice(row, 1).to_pylist()[0]))
-        assert sample is not None, "rows that are excluded have no number"
-        return sample
+        return self._seen(self._read(i, lambda reader, row: reader.sample(row)))
 
     def without_pixels(self, i: int) -> Sample:
-        """Sample i as far as planning needs it: id, kind, segments, whether a picture is missing.
-
-        Reads no image bytes, and of the segments only what the token layout depends on.
+        """Sample i as far as planning needs it: id, kind, source, segments; of its media the size and whether
+        the picture is missing. Reads no image bytes; what tokens do not depend on may be left out.
         """
-        batch, row = self._find(i)
-        cell = {name: batch.column(name)[row] for name in ("id", "kind", "segments", "media")}
-        errors = _column(cell["media"].values, "error")
-        keys = _column(cell["media"].values, "media_id") if self._view.images else [""] * len(errors)
-        sample = Sample(
-            id=cell["id"].as_py(),
-            kind=cell["kind"].as_py(),
-            source=self.name,
-            segments=tuple(
-                Segment(**dict(zip(_SEGMENT_FIELDS, values, strict=True)))
-                for values in zip(
-                    *(_column(cell["segments"].values, f) for f in _SEGMENT_FIELDS), strict=True
-                )
-            ),
-            media=tuple(Media(media_id=k, error=e) for k, e in zip(keys, errors, strict=True)),
-            image_bytes=(None,) * len(errors),
-        )
+        return self._seen(self._read(i, lambda reader, row: reader.light(row)))
+
+    def picture(self, i: int, media: int) -> bytes | None:
+        """The encoded bytes of one picture of sample i; None where the dataset holds none."""
+        return self._read(i, lambda reader, row: reader.picture(row, media))
+
+    def head(self, i: int) -> Head:
+        """What names sample i. Reads those columns alone."""
+        return Head(*self._read(i, lambda reader, row: reader.head(row)))
+
+    def place(self, i: int) -> tuple[str, int]:
+        """(path of the shard in its dataset, row in it, from 0) of sample i."""
+        s, row = self._find(i)
+        return self._shards[s].path, row
+
+    def __getstate__(self) -> dict[str, Any]:
+        # With the hidden rows found, so that no worker looks for them again nor carries their ids.
+        self._find(0)
+        return {**vars(self), "_view": View(images=self._view.images)}
+
+    def _seen(self, sample: Sample) -> Sample:
         seen = self._view.apply(sample)
         assert seen is not None, "rows that are excluded have no number"
         return seen
 
-    def picture(self, i: int, media: int) -> bytes | None:
-        """The encoded bytes of one picture of sample i; None where the dataset holds none."""
-        batch, row = self._find(i)
-        images = batch.column("images")[row]
-        return images[media]["bytes"].as_py() if images.is_valid and media < len(images) else None
+    def _read(self, i: int, read: Callable[[Reader, int], T]) -> T:
+        s, row = self._find(i)
+        reader = self._reader(s)
+        try:
+            return read(reader, row)
+        except _ROW_ERRORS as e:
+            raise BrokenSample("row cannot be decoded", f"{type(e).__name__}: {e}") from None
 
-    def _find(self, i: int) -> tuple[pa.RecordBatch, int]:
+    def _reader(self, s: int) -> Reader:
+        return self._opened.reader(self._place, self._shards[s], self._indices[s])
+
+    def _find(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"source '{self.name}' has {len(self)} samples, {i} is asked for")
-        row = i if self._rows is None else int(self._rows[i])
-        b = bisect_right(self._ends, row)
-        return self._batches[b], row - (self._ends[b - 1] if b else 0)
+        if self._hidden:
+            if self._before is None:
+                self._before = hidden.before(self._hidden_rows())
+            i = hidden.row_of(i, self._before)
+        s = bisect_right(self._ends, i)
+        return s, i - (self._ends[s - 1] if s else 0)
+
+    def _hidden_rows(self) -> np.ndarray:
+        """int64[hidden]. Raises DataError where they are not as many as the manifest says."""
+        directory, path = self._opened.proofs.directory, None
+        if directory is not None:
+            identity = [self._digest, self.name, self.split, self.format]
+            path, rows = hidden.remembered(directory, identity)
+            if rows is not None and len(rows) == self._hidden:
+                return rows
+        rows = hidden.find((self._reader(s).ids() for s in range(len(self._shards))), self._view)
+        if len(rows) != self._hidden:
+            raise DataError(
+                f"dataset {self._place}: {len(rows):,} samples of source '{self.name}' in split "
+                f"'{self.split}' are excluded, the manifest says {self._hidden:,}.\n"
+                f"  Prove the dataset:  fovea data verify {self._place}"
+            )
+        if path is not None:
+            hidden.remember(path, rows)
+        return rows
 
 
-def _column(structs: pa.StructArray | None, name: str) -> list[Any]:
-    """One field of a row's list of structs: several times faster than `as_py` on the whole."""
-    return [] if structs is None else structs.field(name).to_pylist()
-
-
-def _read(directory: Path, shard: Shard) -> list[pa.RecordBatch]:
-    check_shard(directory, shard)
-    path = directory / shard.path
-    fix = "Build the dataset again, or restore this shard from a copy."
-    try:
-        batches = _record_batches(path)
-        for batch in batches:
-            if not batch.schema.equals(SCHEMA):
-                raise DataError(f"shard {path} does not have the schema of a sample.\n  {fix}")
-            batch.validate(full=True)
-    except (pa.ArrowInvalid, OSError) as e:
-        raise DataError(f"shard {path} cannot be read: {e}\n  {fix}") from None
-    if (found := sum(b.num_rows for b in batches)) != shard.samples:
-        raise DataError(f"shard {path} holds {found} samples, the manifest says {shard.samples}.\n  {fix}")
-    return batches
-
-
-def _record_batches(path: Path) -> list[pa.RecordBatch]:
-    """The file's batches, mapped and not copied; both IPC layouts, as `datasets` writes the streaming one."""
-    mapped = pa.memory_map(str(path))
-    if mapped.read(6) == b"ARROW1":
-        reader = pa.ipc.open_file(mapped)
-        return [reader.get_batch(b) for b in range(reader.num_record_batches)]
-    mapped.seek(0)
-    return list(pa.ipc.open_stream(mapped))
+def _format(place: Place, manifest: Manifest, name: str, split: str, wanted: str | None) -> str:
+    """The format to read, which holds every sample. Raises ConfigError where there is none."""
+    held: dict[str, dict[str, int]] = {}  # samples by source, then by format
+    for s in manifest.shards(split=split):
+        of_source = held.setdefault(s.source, {})
+        of_source[s.format] = of_source.get(s.format, 0) + s.samples
+    most = {source: max(formats.values()) for source, formats in held.items()}
+    if not most.get(name):
+        listed = ", ".join(f"{source} ({samples:,})" for source, samples in most.items()) or "nothing"
+        raise ConfigError(
+            f"dataset '{manifest.name}' at {place} has no source '{name}' in split '{split}'"
+            f"{nearest(name, most)}\n  It has: {listed}"
+        )
+    preferred = LOCAL_FORMATS if place.local else REMOTE_FORMATS
+    full = [f for f in preferred if held[name].get(f) == most[name]]
+    if wanted is None and full:
+        return full[0]
+    if wanted not in full:
+        raise ConfigError(
+            f"dataset '{manifest.name}' at {place} holds source '{name}' in split '{split}' "
+            f"as {' or '.join(full) or 'nothing that this release reads'}, not as '{wanted}'"
+        )
+    return wanted

@@ -1,0 +1,170 @@
+"""A shard as a WebDataset tar, read at random by the index that the build wrote beside it.
+
+The index says where each sample begins, so a sample is one read at an offset; the archive is never scanned.
+Per sample `<key>.json` first, then `<key>.000.jpg`, `<key>.001.png`... by the number of the picture.
+"""
+
+import json
+import re
+import tarfile
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.sample import Media, Sample, Segment
+from data_pipeline.stream.place import File
+from data_pipeline.stream.shards.lru import Lru
+
+_BLOCK = 512
+_FIRST_READ = 16 * 1024  # holds the columns of nearly every sample
+_PICTURE = re.compile(r"\.(\d{3,})\.[a-z0-9]+")
+
+
+class TarShard:
+    """Samples by number. `index` holds the bytes of the file beside the archive.
+
+    Raises DataError naming the archive where that is no index of it: its length, order and end are looked at
+    here; `prove` follows every offset.
+    """
+
+    def __init__(self, file: File, index: bytes, samples: int, cache: Lru) -> None:
+        self._file, self._cache = file, cache
+        if len(index) != 8 * (samples + 1):
+            raise _foreign(file, f"has {len(index):,} bytes, {samples:,} samples take {8 * (samples + 1):,}")
+        self._offsets = np.frombuffer(index, "<u8")
+        ordered = self._offsets[0] == 0 and bool(np.all(self._offsets[1:] > self._offsets[:-1]))
+        if not ordered or np.any(self._offsets % _BLOCK):
+            raise _foreign(file, "holds offsets that do not rise block by block")
+        if self._offsets[-1] + 2 * _BLOCK > file.size:
+            raise _foreign(file, f"ends at {self._offsets[-1]:,}, the archive has {file.size:,} bytes")
+
+    def prove(self) -> None:
+        """Follow every offset: a sample begins there, has one key, and ends where the next one begins."""
+        for n in range(len(self._offsets) - 1):
+            start, end = self._span(n)
+            try:
+                for _ in _members(self._file.read_at, start, end):
+                    pass
+            except ValueError as e:
+                raise _foreign(self._file, f"says that sample {n} begins at byte {start:,}: {e}") from None
+
+    def sample(self, n: int) -> Sample:
+        sample = self.light(n)
+        data, members = self._whole(n)
+        at = {number: data[offset : offset + size] for number, offset, size in members}
+        return replace(sample, image_bytes=tuple(at.get(i) for i in range(len(sample.media))))
+
+    def light(self, n: int) -> Sample:
+        row = self._columns(n)
+        sample = Sample.from_row({**row, "images": [{"bytes": None}] * len(row["media"])})
+        _check_types(sample)
+        for part in (*sample.segments, *sample.media):
+            _check_types(part)
+        return sample
+
+    def picture(self, n: int, media: int) -> bytes | None:
+        data, members = self._whole(n)
+        return next((data[at : at + size] for number, at, size in members if number == media), None)
+
+    def head(self, n: int) -> tuple[str, str, str | None]:
+        row = self._columns(n)
+        return row["id"], row["source"], row["url"]
+
+    def ids(self) -> Iterable[str]:
+        return (self._columns(n)["id"] for n in range(len(self._offsets) - 1))
+
+    def _columns(self, n: int) -> dict[str, Any]:
+        """Everything but the pictures: the first member. Raises ValueError where it is no JSON object."""
+        start, end = self._span(n)
+        data = self._file.read_at(start, min(end - start, _FIRST_READ))
+        info = _header(data[:_BLOCK])
+        if len(data) < _BLOCK + info.size:
+            data += self._file.read_at(start + len(data), max(0, _BLOCK + info.size - len(data)))
+        row = json.loads(data[_BLOCK : _BLOCK + info.size])
+        if not info.name.endswith(".json") or not isinstance(row, dict):
+            raise ValueError(f"{info.name!r} is no JSON object with a sample's columns")
+        return row
+
+    def _whole(self, n: int) -> tuple[bytes, list[tuple[int, int, int]]]:
+        """The bytes of a sample, and its pictures as (number, offset in those, size)."""
+
+        def make() -> tuple[bytes, list[tuple[int, int, int]]]:
+            start, end = self._span(n)
+            data = self._file.read_at(start, end - start)
+            members = _members(lambda at, length: data[at : at + length], 0, len(data))
+            return data, [m for m in members if m[0] >= 0]
+
+        found: tuple[bytes, list[tuple[int, int, int]]] = self._cache.get(
+            (self._file.name, n), make, lambda whole: len(whole[0]) + 256
+        )
+        return found
+
+    def _span(self, n: int) -> tuple[int, int]:
+        return int(self._offsets[n]), int(self._offsets[n + 1])
+
+
+def _members(read: Callable[[int, int], bytes], start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(number of the picture or -1 for the columns, offset, size) of each member between start and end.
+
+    Raises ValueError where that is not exactly one sample.
+    """
+    key, at = "", start
+    while at < end:
+        info = _header(read(at, _BLOCK))
+        number = -1
+        if at == start:
+            key = info.name.removesuffix(".json")
+            if key == info.name:
+                raise ValueError(f"the first file of a sample is its .json, found {info.name!r}")
+        else:
+            found = _PICTURE.fullmatch(info.name.removeprefix(key))
+            if found is None or not info.name.startswith(key):
+                raise ValueError(f"{info.name!r} is no picture of sample {key!r}")
+            number = int(found.group(1))
+        yield number, at + _BLOCK, info.size
+        at += _BLOCK + (info.size + _BLOCK - 1) // _BLOCK * _BLOCK
+    if at != end:
+        raise ValueError(f"sample {key!r} ends at byte {at:,}, not at {end:,}")
+
+
+def _header(block: bytes) -> tarfile.TarInfo:
+    """One header, its checksum proven. Links, folders and devices are no files of a sample."""
+    try:
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+    except tarfile.HeaderError as e:
+        raise ValueError(f"no header of a tar: {e}") from None
+    if not info.isreg() or info.size < 0:
+        raise ValueError(f"{info.name!r} is no regular file")
+    return info
+
+
+def _foreign(file: File, what: str) -> DataError:
+    return DataError(
+        f"index {file.name}.idx is not that of its tar: it {what}\n"
+        "  Copy both again, or delete them and repeat the build command."
+    )
+
+
+def _plain_types(hint: Any) -> tuple[type, ...]:
+    """`str | None` as (str, NoneType); `list[float]` as list; an int may stand for a float."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = tuple(typing.get_origin(p) or p for p in parts)
+    return (*plain, int) if float in plain else plain
+
+
+_TYPES = {
+    kind: {name: _plain_types(hint) for name, hint in typing.get_type_hints(kind).items()}
+    for kind in (Sample, Segment, Media)
+}
+
+
+def _check_types(part: Sample | Segment | Media) -> None:
+    """JSON has no schema: what is not of its column's type is found here, not where it is used."""
+    for name, allowed in _TYPES[type(part)].items():
+        if not isinstance(value := getattr(part, name), allowed):
+            raise TypeError(f"{name} is {type(value).__name__}, not {allowed[0].__name__}")
