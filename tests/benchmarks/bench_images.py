@@ -22,7 +22,7 @@ from PIL import Image
 from data_pipeline.build.images.check import Facts, image_format, inspect
 from data_pipeline.build.images.header import read_header
 from data_pipeline.build.images.limits import ImageLimits
-from data_pipeline.build.images.phash import perceptual_hashes
+from data_pipeline.build.images.phash import perceptual_hash
 from data_pipeline.build.images.sight import text_overlay, thumbnail, uniform
 
 SIDE = 384
@@ -61,7 +61,7 @@ def ours(data: bytes) -> None:
 def ours_at_384(data: bytes) -> None:
     header = read_header(data, image_format(data) or "")
     with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
-        perceptual_hashes(thumbnail(image, SIDE))
+        perceptual_hash(thumbnail(image, SIDE))
 
 
 def seconds(work: Callable[[bytes], None], pictures: list[bytes], rounds: int) -> float:
@@ -85,7 +85,7 @@ def parts(pictures: list[bytes], rounds: int) -> dict[str, float]:
     for name, work in (
         ("header", lambda i: read_header(pictures[i], image_format(pictures[i]) or "")),
         ("decode and thumbnail", lambda i: thumbnail(Image.open(io.BytesIO(pictures[i])))),
-        ("perceptual hash", lambda i: perceptual_hashes(smalls[i])),
+        ("perceptual hash", lambda i: perceptual_hash(smalls[i])),
         ("uniform", lambda i: uniform(smalls[i])),
         ("text overlay", lambda i: text_overlay(smalls[i])),
     ):

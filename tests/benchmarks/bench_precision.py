@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from data_pipeline.build.dedup.clusters import likeness
-from data_pipeline.build.images.phash import Thumbnail, mirrored_phash, perceptual_hashes, thumbnail
+from data_pipeline.build.images.phash import Thumbnail, mirrored_phash, perceptual_hash, thumbnail
 from data_pipeline.build.read.reading import IMAGE_SUFFIXES
 
 REALDATA = Path(__file__).parents[2].parent / "shared" / "realdata"
@@ -151,8 +151,8 @@ class Copies:
 
 def seen(image: Image.Image) -> Seen:
     return Seen(
-        phash=perceptual_hashes(image).phash,
-        mirrored=perceptual_hashes(ImageOps.mirror(image)).phash,
+        phash=perceptual_hash(image),
+        mirrored=perceptual_hash(ImageOps.mirror(image)),
         thumbnail=thumbnail(image),
     )
 

@@ -12,7 +12,7 @@ from data_pipeline.build.decontaminate.config import ImageSearch
 from data_pipeline.build.dedup.clusters import Thumbnails, likeness, opened, pictures
 from data_pipeline.build.dedup.corpus import Corpus
 from data_pipeline.build.dedup.hamming import HammingIndex
-from data_pipeline.build.images.phash import Thumbnail, perceptual_hashes, thumbnail
+from data_pipeline.build.images.phash import Thumbnail, perceptual_hash, thumbnail
 from data_pipeline.sample import content_id
 
 # Pictures to vectors float[n, d]; their lengths do not matter.
@@ -57,7 +57,7 @@ class PictureIndex:
         sides = [image]
         if self.config.mirror:
             sides.append(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-        self._index.add(np.array([perceptual_hashes(side).phash for side in sides], np.uint64))
+        self._index.add(np.array([perceptual_hash(side) for side in sides], np.uint64))
         self._sides += [number] * len(sides)
         if self._embed is not None:
             self._vectors.append(_unit(self._embed([image.convert("RGB")]))[0])

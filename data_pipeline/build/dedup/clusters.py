@@ -21,7 +21,7 @@ from data_pipeline.build.images.phash import (
     bits_allowed,
     decode_small,
     mirrored_phash,
-    perceptual_hashes,
+    perceptual_hash,
     similarity,
     thumbnail,
 )
@@ -167,7 +167,7 @@ def _columns(found: list[tuple[int, int, str]]) -> Pictures:
 
 def _phash(corpus: Corpus, image: int) -> int | None:
     picture = opened(corpus.picture(image))
-    return None if picture is None else perceptual_hashes(picture).phash
+    return None if picture is None else perceptual_hash(picture)
 
 
 def opened(data: bytes | None, side: int = 64) -> Image.Image | None:

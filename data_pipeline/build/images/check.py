@@ -23,7 +23,7 @@ from data_pipeline.build.images.header import (
     read_header,
 )
 from data_pipeline.build.images.limits import ImageLimits
-from data_pipeline.build.images.phash import perceptual_hashes
+from data_pipeline.build.images.phash import perceptual_hash
 from data_pipeline.build.images.sight import text_overlay, thumbnail, uniform
 from data_pipeline.build.read.reading import begins_with
 from data_pipeline.build.steps import Cut, Dropped, Kept, Step
@@ -172,7 +172,7 @@ def _decode(data: bytes, header: Header) -> Facts | Refusal:
         mime=FORMATS[header.format],
         width=header.width,
         height=header.height,
-        phash=perceptual_hashes(small).phash,
+        phash=perceptual_hash(small),
         uniform=uniform(small),
         text_overlay=text_overlay(small),
     )

@@ -1,7 +1,7 @@
-"""Perceptual hashes: 64 bits that stay nearly equal when a picture is scaled or encoded again.
+"""The perceptual hash: 64 bits that stay nearly equal when a picture is scaled or encoded again.
 
-pHash (signs of the lowest 8x8 frequencies around their median) and dHash (brighter than the left neighbour),
-with the bit order of the ImageHash library. Both are computed from one small grey copy of the picture.
+pHash (signs of the lowest 8x8 frequencies around their median) with the bit order of the ImageHash library,
+computed from a small grey copy of the picture.
 """
 
 import io
@@ -38,14 +38,6 @@ Bits = TypeVar("Bits", int, np.ndarray)
 
 
 @dataclass(frozen=True)
-class Hashes:
-    """Two 64-bit hashes, the first bit of row 0 as the highest."""
-
-    phash: int
-    dhash: int
-
-
-@dataclass(frozen=True)
 class Thumbnail:
     """What is compared where hashes are near: `grey` float32[16, 16], and `side`, the pixels of the picture's
     shorter side (of a larger picture 64 or more, as it was decoded)."""
@@ -54,13 +46,13 @@ class Thumbnail:
     side: int
 
 
-def perceptual_hashes(image: Image.Image) -> Hashes:
-    """Both hashes of a picture of any mode and size, seen upright (EXIF) and over white.
+def perceptual_hash(image: Image.Image) -> int:
+    """The pHash of a picture of any mode and size, seen upright (EXIF) and over white; the first bit of row 0
+    is the highest.
 
     It may be decoded at reduced size (`Image.draft`) as long as both sides keep 64 pixels or more.
     """
-    small = small_grey(image)
-    return Hashes(phash=phash(_pixels(small, SIDE, SIDE)), dhash=dhash(_pixels(small, _KEPT + 1, _KEPT)))
+    return phash(_pixels(small_grey(image), SIDE))
 
 
 def phash(grey: np.ndarray) -> int:
@@ -69,12 +61,7 @@ def phash(grey: np.ndarray) -> int:
     waves[np.abs(waves) < 1e-6] = 0  # else rounding alone would decide the bits of a plain surface
     ordered = np.sort(waves, axis=None)
     median = (ordered[_KEPT * _KEPT // 2 - 1] + ordered[_KEPT * _KEPT // 2]) / 2
-    return _pack(waves > median)
-
-
-def dhash(grey: np.ndarray) -> int:
-    """dHash of grey pixels [8, 9]: a bit is set where a pixel is brighter than the one left of it."""
-    return _pack(grey[:, 1:] > grey[:, :-1])
+    return int.from_bytes(np.packbits(waves > median).tobytes(), "big")
 
 
 def mirrored_phash(bits: Bits) -> Bits:
@@ -86,9 +73,9 @@ def mirrored_phash(bits: Bits) -> Bits:
 
 
 def thumbnail(image: Image.Image) -> Thumbnail:
-    """Of a picture as `perceptual_hashes` takes it."""
+    """Of a picture as `perceptual_hash` takes it."""
     small = small_grey(image)
-    return Thumbnail(_pixels(small, SIDE // 2, SIDE // 2).astype(np.float32), min(small.size))
+    return Thumbnail(_pixels(small, SIDE // 2).astype(np.float32), min(small.size))
 
 
 def bits_allowed(distance: int, a: Thumbnail, b: Thumbnail) -> int:
@@ -148,13 +135,9 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None  # broken EXIF says nothing
 
 
-def _pixels(grey: Image.Image, width: int, height: int) -> np.ndarray:
-    return np.asarray(grey.resize((width, height), Image.Resampling.LANCZOS))
+def _pixels(grey: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(grey.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def _steps(grey: np.ndarray) -> np.ndarray:
     return np.concatenate([np.diff(grey, axis=0).ravel(), np.diff(grey, axis=1).ravel()])
-
-
-def _pack(bits: np.ndarray) -> int:
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")

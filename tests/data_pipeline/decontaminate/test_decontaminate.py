@@ -19,7 +19,7 @@ from data_pipeline.build.decontaminate.benchmark import Fault, Item, Picture, it
 from data_pipeline.build.decontaminate.config import DecontaminateConfig
 from data_pipeline.build.decontaminate.page import marked, page
 from data_pipeline.build.decontaminate.search import decontaminate, step_name
-from data_pipeline.build.images.phash import perceptual_hashes
+from data_pipeline.build.images.phash import perceptual_hash
 from data_pipeline.errors import ConfigError
 from data_pipeline.view import exclude, samples
 
@@ -102,7 +102,7 @@ def test_of_small_pictures_only_half_the_bits_may_differ(tmp_path, copies, size,
 
 
 def differing(a: Image.Image, b: Image.Image) -> int:
-    return (perceptual_hashes(a).phash ^ perceptual_hashes(b).phash).bit_count()
+    return (perceptual_hash(a) ^ perceptual_hash(b)).bit_count()
 
 
 def test_what_is_found_is_left_out_only_where_asked_and_a_repeated_search_finds_the_same(built, benchmark):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline import manifest as m
-from data_pipeline.build.images.phash import perceptual_hashes
+from data_pipeline.build.images.phash import perceptual_hash
 from data_pipeline.sample import SCHEMA, Media, Sample, Segment, content_id
 
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, quality: int | None = None) -> bytes:
 
 
 def media(data: bytes, url: str | None = None, hashed: bool = True) -> Media:
-    phash = perceptual_hashes(Image.open(io.BytesIO(data))).phash if hashed else None
+    phash = perceptual_hash(Image.open(io.BytesIO(data))) if hashed else None
     return Media(media_id=content_id(data), url=url, phash=phash)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_pipeline.build.images.check import CheckImages, Facts, Refusal, inspect
 from data_pipeline.build.images.header import image_format, orientation, read_header
 from data_pipeline.build.images.limits import ImageLimits, tightened
-from data_pipeline.build.images.phash import decode_small, perceptual_hashes
+from data_pipeline.build.images.phash import decode_small, perceptual_hash
 from data_pipeline.build.images.sight import text_overlay, thumbnail, uniform
 from data_pipeline.build.steps import Dropped, Kept
 from data_pipeline.sample import Media, Sample, Segment
@@ -131,7 +131,7 @@ def test_the_hash_of_the_thumbnail_is_that_of_the_picture(realdata):
     for path in sorted((realdata / "coco_cc").glob("*.jpg")):
         data = path.read_bytes()
         mine = inspect(data, ImageLimits()).phash
-        near.append((mine ^ perceptual_hashes(decode_small(data)).phash).bit_count())
+        near.append((mine ^ perceptual_hash(decode_small(data))).bit_count())
         with Image.open(path) as image:
             bits = imagehash.phash(image).hash.flatten()
         reference.append((mine ^ int("".join("1" if b else "0" for b in bits), 2)).bit_count())
@@ -246,7 +246,7 @@ def test_a_document_loses_the_image_alone_and_its_segments_point_right(kind):
     (media,) = found.sample.media
     assert (media.media_id, media.mime, media.width, media.height) == ("m1", "image/png", 640, 480)
     assert set(media.scores) == {"clip", "text_overlay", "uniform"}
-    assert media.phash == perceptual_hashes(thumbnail(photo())).phash
+    assert media.phash == perceptual_hash(thumbnail(photo()))
     assert found.sample.image_bytes == (GOOD,)
     assert found.sample.lineage[-1]["action"] == "drop 2 image(s)"
 
