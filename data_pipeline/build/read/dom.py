@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser, LexborNode
 
 from data_pipeline.build.cut import Block
@@ -26,7 +27,7 @@ from data_pipeline.build.read.dom_tables import (
     HEADING,
     IMAGE,
     INLINE,
-    KIND,
+    KINDS,
     LINK,
     NOSCRIPT,
     PICTURE,
@@ -55,6 +56,8 @@ class Text(NamedTuple):
     repeats: bool = False  # made of links alone, and so left out where it comes REPEATED times
 
 
+_Said = tuple[bool, bool, bool]  # heading, caption, repeats
+_MARK = "\0"  # the parser leaves none in a text
 _new_text = tuple.__new__  # a third of the time of `Text(...)`, and a page has hundreds
 
 
@@ -93,31 +96,39 @@ def blocks(page: Page, resolver: Callable[[Image], Picture | Fault]) -> Iterator
 
 
 class _Walk:
-    """The state of one walk. Nodes nest as deep as the page likes, so the way back is a list."""
+    """One walk: the texts met, with a `_MARK` after each block, and for each mark what ends there.
+
+    Nodes nest as deep as the page likes, so the way back is a list.
+    """
 
     def __init__(self, base: str):
         self.base = base
-        self.out: list[Text | Image] = []
-        self.words: list[str] = []
-        self.heading = self.caption = False
+        self.texts: list[str] = []
+        self.ends: list[_Said | Text | Image] = []  # what is said of the text before the mark, or a block
+        self.open = False  # whether a block of text is being gathered
+        self.plain = False  # whether it has text outside links
+        self.heading = self.caption = self.link = False
+        self.linked = 0  # blocks of links alone
         self.pre = 0
-        self.link: int | None = None  # where the open link began among the words
-        self.linked: list[tuple[int, int]] = []  # where links of this block lie among them
         self.sources: list[str] = []
         self.figures: list[_Figure] = []
+        self.captions_above: list[
+            tuple[int, int, int]
+        ] = []  # where they begin and end, and their figures end
 
     def below(self, root: LexborNode) -> None:
         path: list[tuple[LexborNode, int]] = []
-        push, pop, enter, words = path.append, path.pop, self._enter, self.words
+        push, pop, gather, kinds = path.append, path.pop, self.texts.append, KINDS
         node = root.first_child
         while node is not None:
-            tag = node.tag or ""
-            kind = KIND.get(tag, INLINE)
+            kind = kinds.get(node.tag_id, INLINE)
             if kind == TEXT:
                 text = node.text_content or ""
-                if words or not text.isspace():
-                    words.append(text)
-            elif kind != DROP and (kind == PLAIN or enter(node, tag, kind)):
+                if self.open or not text.isspace():
+                    gather(text)
+                    self.open = True
+                    self.plain = self.plain or not (self.link or text.isspace())
+            elif kind == PLAIN or (kind != DROP and self._enter(node, kind)):
                 child = node.first_child
                 if child is not None:
                     push((node, kind))
@@ -136,46 +147,48 @@ class _Walk:
     def finished(self) -> list[Text | Image]:
         """The blocks, without links that come again and again."""
         self.flush()
-        often = Counter(b.text for b in self.out if type(b) is Text and b.repeats)
-        gone = {text for text, n in often.items() if n >= REPEATED}
-        if gone:
-            return [b for b in self.out if not (type(b) is Text and b.repeats and b.text in gone)]
-        return self.out
+        found: list[Text | Image] = []
+        # What follows the last mark is white space.
+        for end, text in zip(self.ends, _single_spaced("".join(self.texts)).split(_MARK), strict=False):
+            if type(end) is tuple:
+                heading, caption, repeats = end
+                found.append(_new_text(Text, (text.strip(" "), heading, caption, repeats)))
+            else:
+                found.append(end)
+        for above, below, stop in self.captions_above:
+            found[above:stop] = found[below:stop] + found[above:below]
+        if self.linked < REPEATED:
+            return found
+        often = Counter([b.text for b in found if type(b) is Text and b.repeats])
+        return [b for b in found if not (type(b) is Text and b.repeats and often[b.text] >= REPEATED)]
 
     def flush(self) -> None:
         """Ends the block of text that is being gathered."""
-        words = self.words
-        text = words[0] if len(words) == 1 else "".join(words)
-        if text:
-            shown = _lines(text) if self.pre else _collapsed(text)
-            if shown:
-                linked = bool(self.linked or self.link is not None) and self._is_linked()
-                self.out.append(_new_text(Text, (shown, self.heading, self.caption, linked)))
-            words.clear()
-        if self.linked:
-            self.linked.clear()
-        if self.link is not None:
-            self.link = 0
+        if self.open:
+            said = (self.heading, self.caption, not self.plain)
+            self.ends.append(Text(self._preformatted(), *said) if self.pre else said)
+            self.texts.append(_MARK)
+            self.linked += not self.plain
+            self.open = self.plain = False
 
-    def _is_linked(self) -> bool:
-        """Whether all words of the block stand in links."""
-        spans = self.linked if self.link is None else [*self.linked, (self.link, len(self.words))]
-        start = 0
-        for first, end in spans:
-            if any(not w.isspace() for w in self.words[start:first]):
-                return False
-            start = end
-        return all(w.isspace() for w in self.words[start:])
+    def _preformatted(self) -> str:
+        """The text of the open block, taken away from those whose white space is collapsed."""
+        start = len(self.texts)
+        while start and self.texts[start - 1] != _MARK:
+            start -= 1
+        text = _lines("".join(self.texts[start:]))
+        del self.texts[start:]
+        return text
 
-    def _enter(self, node: LexborNode, tag: str, kind: int) -> bool:
+    def _enter(self, node: LexborNode, kind: int) -> bool:
         """Whether the nodes below are to be walked."""
         attributes = node.attributes
-        if attributes and is_furniture(tag, attributes):
+        if attributes and is_furniture(node, attributes):
             if kind in _ENDS_TEXT:
                 self.flush()
             return False
         if kind == BLOCK:
-            if self.words:
+            if self.open:
                 self.flush()
             self.heading = False
             return True
@@ -196,28 +209,28 @@ class _Walk:
         return _is_content(node)
 
     def _enter_link(self, node: LexborNode, attributes: Attributes) -> bool:
-        if "href" in attributes:  # without one it is a place to go to, and its text is content
-            self.link = len(self.words)
+        self.link = "href" in attributes  # without one it is a place to go to, and its text is content
         return True
 
     def _enter_break(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.words.append("\n" if self.pre else " ")
+        if self.open:
+            self.texts.append("\n")
         return False
 
     def _enter_cell(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.words.append(" ")
+        self._leave_cell()
         return True
 
     def _enter_figure(self, node: LexborNode, attributes: Attributes) -> bool:
         self._leave_block()
-        self.figures.append(_Figure(len(self.out)))
+        self.figures.append(_Figure(len(self.ends)))
         return True
 
     def _enter_caption(self, node: LexborNode, attributes: Attributes) -> bool:
         self._leave_block()
         self.caption = True
         if self.figures:
-            self.figures[-1].caption = len(self.out)
+            self.figures[-1].caption = len(self.ends)
         return True
 
     def _enter_picture(self, node: LexborNode, attributes: Attributes) -> bool:
@@ -231,7 +244,7 @@ class _Walk:
         return True
 
     def _leave_block(self) -> None:
-        if self.words:
+        if self.open:
             self.flush()
         self.heading = False
 
@@ -243,38 +256,36 @@ class _Walk:
         self.pre -= 1
 
     def _leave_link(self) -> None:
-        if self.link is not None:
-            self.linked.append((self.link, len(self.words)))
-        self.link = None
+        self.link = False
 
     def _leave_cell(self) -> None:
-        self.words.append(" ")
+        if self.open:
+            self.texts.append(" ")
 
     def _leave_caption(self) -> None:
         self._leave_block()
         self.caption = False
         if self.figures:
-            self.figures[-1].caption_end = len(self.out)
+            self.figures[-1].caption_end = len(self.ends)
 
     def _leave_figure(self) -> None:
         """A caption that its figure shows above the image comes after it in the sequence."""
         self._leave_block()
         figure = self.figures.pop()
         start, end = figure.caption, figure.caption_end
-        if start is None or any(type(b) is Image for b in self.out[figure.start : start]):
+        if start is None or Image in map(type, self.ends[figure.start : start]):
             return
-        if any(type(b) is Image for b in self.out[end:]):
-            self.out[start:] = self.out[end:] + self.out[start:end]
+        if Image in map(type, self.ends[end:]):
+            self.captions_above.append((start, end, len(self.ends)))
 
     def _enter_image(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.flush()
         found = Image(self._joined(candidates(attributes, self.sources)), squeezed(attributes.get("alt")))
-        last = self.out[-1] if self.out else None
+        last = self._last_image()
         # Some pages put the fallback before the lazy image, not after it.
-        if type(last) is Image and last.fallback and set(last.urls) & set(found.urls):
-            self.out[-1] = found
+        if last is not None and last.fallback and set(last.urls) & set(found.urls):
+            self.ends[-1] = found
         else:
-            self.out.append(found)
+            self._put(found)
         return False
 
     def _enter_noscript(self, node: LexborNode, attributes: Attributes) -> bool:
@@ -283,15 +294,24 @@ class _Walk:
             given = image.attributes
             if "1" in (given.get("width"), given.get("height")):  # counts visitors
                 continue
-            self.flush()
             urls = self._joined(candidates(given))
-            last = self.out[-1] if self.out else None
-            if type(last) is Image and not last.fallback:
+            last = self._last_image()
+            if last is not None and not last.fallback:
                 real = (u for u in last.urls if u and not is_blank(u))
-                self.out[-1] = last._replace(urls=tuple(dict.fromkeys((*real, *urls))))
+                self.ends[-1] = last._replace(urls=tuple(dict.fromkeys((*real, *urls))))
             else:
-                self.out.append(Image(urls, squeezed(given.get("alt")), fallback=True))
+                self._put(Image(urls, squeezed(given.get("alt")), fallback=True))
         return False
+
+    def _last_image(self) -> Image | None:
+        """The image after which no text came."""
+        last = self.ends[-1] if self.ends and not self.open else None
+        return last if type(last) is Image else None
+
+    def _put(self, image: Image) -> None:
+        self.flush()
+        self.ends.append(image)
+        self.texts.append(_MARK)
 
     def _joined(self, references: tuple[str, ...]) -> tuple[str, ...]:
         if not self.base:
@@ -358,14 +378,13 @@ def _lines(text: str) -> str:
     return "\n".join(lines)
 
 
-def _collapsed(text: str) -> str:
-    """Runs of white space as one space. Not by `split`, which makes a string of every word."""
-    if "\n" in text:
-        text = text.replace("\n", " ")
-    if "\xa0" in text:
-        text = text.replace("\xa0", " ")
-    if "\t" in text or "\r" in text or "\f" in text:
-        text = text.replace("\t", " ").replace("\r", " ").replace("\f", " ")
-    while "  " in text:
-        text = text.replace("  ", " ")
-    return text.strip(" ")
+def _single_spaced(text: str) -> str:
+    """Every run of white space as one blank. Not by `split`, which makes a string of every word."""
+    text = text.replace("\n", " ").replace("\xa0", " ")
+    text = text.replace("\t", " ").replace("\r", " ").replace("\f", " ")
+    data = np.frombuffer(text.encode(), np.uint8)
+    blank = data == ord(" ")
+    again = blank[1:] & blank[:-1]
+    if not again.any():
+        return text
+    return data[:-1][~again].tobytes().decode() + text[-1:]

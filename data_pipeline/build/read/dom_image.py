@@ -35,9 +35,9 @@ _LAZY = frozenset(
     )
 )
 _SRCSETS = frozenset(("data-srcset", "data-lazy-srcset", "data-original-set", "srcset"))
-_BLANK = re.compile(
-    r"^\s*(?:#|about:|data:image/(?:gif|svg\+xml)|$)"
-    r"|(?:^|[/_-])(?:blank|spacer|pixel|placeholder|transparent|lazy|lazyload|loading|grey|gray|1x1)"
+_NOTHING = re.compile(r"\s*(?:#|about:|data:image/(?:gif|svg\+xml)|\Z)", re.IGNORECASE)
+_STAND_IN = re.compile(
+    r"[/_-](?:blank|spacer|pixel|placeholder|transparent|lazy|lazyload|loading|grey|gray|1x1)"
     r"\.(?:gif|png|svg|jpe?g)(?:\?|$)",
     re.IGNORECASE,
 )
@@ -63,32 +63,39 @@ def candidates(attributes: Mapping[str, str | None], sources: Iterable[str] = ()
     `sources` are the `srcset` values of the `<source>` elements before it in its `<picture>`.
     """
     src = (attributes.get("src") or "").strip()
-    if not sources and _SPECIAL.isdisjoint(attributes):
+    special = [name for name in attributes if name in _SPECIAL]
+    if not special and not sources:
         return (src,)
-    lazy = [v.strip() for name, v in attributes.items() if v and name in _LAZY]
-    sets = [v for name, v in attributes.items() if v and name in _SRCSETS]
-    found = [best for s in (*sources, *sets) if (best := from_srcset(s))]
-    ranked = [*(best[0] for best in found), *lazy, src, *(rest for best in found for rest in best[1:])]
+    sets, lazy = [*sources], []
+    best: list[str] = []
+    rest: list[str] = []
+    for name in special:
+        if value := attributes[name]:
+            (sets if name in _SRCSETS else lazy).append(value)
+    for value in sets:
+        found = from_srcset(value)
+        best += found[:1]
+        rest += found[1:]
+    ranked = (*best, *[value.strip() for value in lazy], src, *rest)
     real = [r for r in dict.fromkeys(ranked) if not is_blank(r)]
     return tuple(real[:MAX_CANDIDATES]) or (src,)
 
 
 def from_srcset(value: str) -> list[str]:
     """The candidates of a `srcset`: the largest that is not larger than needed first, then downwards."""
-    sized: list[tuple[bool, float, str]] = []
-    for match in _CANDIDATE.finditer(value[:20_000]):
-        url, size = match.group(1).rstrip(","), _SIZE.search(match.group(2))
-        number = float(size.group(1)) if size else 1.0
-        limit = MAX_WIDTH if size and size.group(2) == "w" else MAX_DENSITY
+    sized: list[tuple[bool, float, int, str]] = []
+    for n, (url, rest) in enumerate(_CANDIDATE.findall(value[:20_000])):
+        size = _SIZE.search(rest)
+        number = float(size[1]) if size else 1.0
+        limit = MAX_WIDTH if size and size[2] == "w" else MAX_DENSITY
         # Beyond the limit the smallest comes first, and all of them after those within it.
-        sized.append((number > limit, number if number > limit else -number, url))
-    return [url for _, _, url in sorted(sized, key=lambda c: c[:2])]
+        sized.append((number > limit, number if number > limit else -number, n, url.rstrip(",")))
+    return [url for _, _, _, url in sorted(sized)]
 
 
-@lru_cache(1024)
 def is_blank(reference: str) -> bool:
     """Whether the reference is empty, or stands in for an image that a script loads later."""
-    return _BLANK.search(reference[:2000]) is not None
+    return _NOTHING.match(reference) is not None or _STAND_IN.search("/" + reference[:2000]) is not None
 
 
 def absolute(reference: str, base: str) -> str:
