@@ -6,7 +6,7 @@ from pathlib import Path
 from data_pipeline.build.read import html, pdf, warc
 from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.html import HtmlReader
-from data_pipeline.build.read.pdf import PdfReader
+from data_pipeline.build.read.pdf_files import PdfReader
 from data_pipeline.build.read.reading import Reader
 from data_pipeline.build.read.row_reader import RowReader
 from data_pipeline.build.read.scenes import ScenesReader

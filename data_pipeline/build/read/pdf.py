@@ -3,16 +3,14 @@
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pypdfium2 as pdfium
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.pdf_images import Embedded, Found
 from data_pipeline.build.read.pdf_text import Box, Frame, Line, paragraphs
-from data_pipeline.build.read.reading import Fault, Item, Stamp, begins_with
+from data_pipeline.build.read.reading import Fault, Item, begins_with
 from data_pipeline.sample import Media, Sample, Segment, content_id
 
 SUFFIXES = (".pdf",)
@@ -33,31 +31,11 @@ class PdfOptions(BaseModel):
     max_pages: int = Field(2000, ge=1, description="pages read of one file; the rest is counted as dropped")
     keep_image_only: bool = Field(True, description="keep pages without text: the rendered page alone")
     embedded_images: bool = Field(False, description="also give the pictures of a page by themselves")
+    page_seconds: int = Field(
+        60, ge=1, le=3600, description="of CPU time that a page may take; one of more is counted as dropped"
+    )
     max_images: int = Field(32, ge=1, description="embedded images of a page")
     image_pixels: int = Field(20_000_000, ge=1, description="cap of an embedded image")
-
-
-@dataclass(frozen=True)
-class PdfReader:
-    """Every page of every file below `tree` is a sample of the source `name`."""
-
-    name: str
-    license: str | None
-    tree: Tree
-    options: PdfOptions
-
-    def inputs(self) -> list[Stamp]:
-        return [self.tree.stamp(name) for name in self.units()]
-
-    def units(self) -> list[str]:
-        return self.tree.files(SUFFIXES)
-
-    def read(self, unit: str) -> Iterator[Item]:
-        data = self.tree.read(unit, MAX_FILE_BYTES)
-        if isinstance(data, Fault):
-            yield Item.failed(data)
-            return
-        yield from read_pdf_bytes(data, unit, source=self.name, licence=self.license, options=self.options)
 
 
 def read_pdf_bytes(
@@ -68,8 +46,10 @@ def read_pdf_bytes(
     licence: str | None = None,
     options: PdfOptions | None = None,
     url: str | None = None,
+    first: int = 0,
 ) -> Iterator[Item]:
-    """A sample, or a fault, for each page of a PDF; `url` is where it came from, else `file`.
+    """A sample, or a fault, for each page of a PDF from number `first` on; `url` is where it came from,
+    else `file`.
 
     One page is open at a time, so memory does not grow with the document.
     """
@@ -90,7 +70,7 @@ def read_pdf_bytes(
         return
     try:
         reading = _Document(document, file, url or file, source, licence, options or PdfOptions())
-        for n in range(len(document)):
+        for n in range(first, len(document)):
             yield reading.item(n)
     finally:
         document.close()

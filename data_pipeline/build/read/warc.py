@@ -23,7 +23,7 @@ from data_pipeline.build.read.dom_decode import decode
 from data_pipeline.build.read.dom_facts import directives
 from data_pipeline.build.read.dom_image import UNREAD_SUFFIXES, from_data_uri, sniff
 from data_pipeline.build.read.files import NOT_FETCHED, Tree
-from data_pipeline.build.read.pdf import read_pdf_bytes
+from data_pipeline.build.read.pdf_apart import read_pdf
 from data_pipeline.build.read.reading import Fault, Item, Picture, Stamp, as_json, begins_with
 from data_pipeline.build.read.source import DocumentSource
 from data_pipeline.build.read.warc_http import WarcRecord, parse
@@ -149,7 +149,7 @@ class WarcReader:
         # Two records may hold one file: its pages are told apart by the place of their record.
         place = f"{unit}, {where}"
         host = urlsplit(record.url).hostname
-        for item in read_pdf_bytes(
+        for item in read_pdf(
             payload, place, source=self.source.name, licence=self.source.license, url=record.url
         ):
             if item.fault is not None:

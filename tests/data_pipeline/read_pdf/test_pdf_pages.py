@@ -8,7 +8,8 @@ import pypdfium2
 import pytest
 
 from data_pipeline.build.read.files import Tree
-from data_pipeline.build.read.pdf import PdfOptions, PdfReader, read_pdf_bytes
+from data_pipeline.build.read.pdf import PdfOptions, read_pdf_bytes
+from data_pipeline.build.read.pdf_files import PdfReader
 from data_pipeline.build.read.pdf_text import reading_order
 
 REAL = Path(__file__).parents[3] / "../shared/realdata/pdf"
