@@ -1,0 +1,1 @@
+"""Everything hostile that a build may read: tables of files, each with the reasons that it must end with."""
