@@ -63,8 +63,10 @@ class TarShard:
         row = self._columns(n)
         sample = Sample.from_row({**row, "images": [{"bytes": None}] * len(row["media"])})
         _check_types(sample)
-        for part in (*sample.segments, *sample.media):
-            _check_types(part)
+        for segment in sample.segments:
+            _check_types(segment)
+        for media in sample.media:
+            _check_types(media)
         return sample
 
     def picture(self, n: int, media: int) -> bytes | None:
