@@ -1,89 +1,21 @@
-"""Crawls: the real files counted against warcio's own iterator, and files written by warcio, then broken."""
+"""Crawls give their pages with their images, whatever file an image is in; copies, PDF records, opt-outs."""
 
 import gzip
-import io
 import json
-import random
-import re
-import sys
-import time
-import tracemalloc
-import zlib
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from PIL import Image
+from crawls import BLUE, PAGE, RED, page, read, reader, reasons, record, samples, write
 from warcio.archiveiterator import ArchiveIterator
-from warcio.statusandheaders import StatusAndHeaders
-from warcio.warcwriter import WARCWriter
 
 from data_pipeline.build.read import warc_index
 from data_pipeline.build.read.files import NOT_FETCHED, Tree
 from data_pipeline.build.read.pdf import read_pdf_bytes
 from data_pipeline.build.read.warc import WarcReader, WarcSource
-from data_pipeline.build.read.warc_http import unpacked
-from data_pipeline.build.read.warc_split import Broken, raw_records
 from data_pipeline.build.scenes.documents import write_documents
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 REAL = Path(__file__).parents[3] / "../shared/realdata/warc"
-PAGE = "http://h.org/dir/page.html"
-MAX_BYTES = 2**20
-
-
-def png(colour: str) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (40, 30), colour).save(out, "PNG")
-    return out.getvalue()
-
-
-RED, BLUE = png("red"), png("blue")
-
-
-def page(*images: str, words: str = "Some words of a page that are enough.") -> bytes:
-    return f"<html><body><p>{words}</p>{''.join(images)}<p>The end.</p>".encode()
-
-
-def record(url, payload, media_type="text/html", status="200 OK", headers=(), kind="response"):
-    fields = [("Content-Type", media_type), *headers]
-    http = StatusAndHeaders(status, fields, protocol="HTTP/1.1") if kind == "response" else None
-    return {"uri": url, "record_type": kind, "payload": io.BytesIO(payload), "http_headers": http}
-
-
-def write(path: Path, *records, packed: bool | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as f:
-        writer = WARCWriter(f, gzip=path.suffix == ".gz" if packed is None else packed)
-        for fields in records:
-            writer.write_record(
-                writer.create_warc_record(**fields, warc_headers_dict={"WARC-Date": "2024-05-06T07:08:09Z"})
-            )
-    return path
-
-
-def reader(folder: Path, keep_missing: bool = False, **source) -> WarcReader:
-    source = WarcSource(name="crawl", path=".", license="L", **source)
-    return WarcReader(source, Tree.at(folder, max_bytes=MAX_BYTES), folder / "work", keep_missing)
-
-
-def read(folder: Path, **options):
-    crawl = reader(folder, **options)
-    return [item for unit in crawl.units() for item in crawl.read(unit)]
-
-
-def samples(folder: Path, **options):
-    return [i.sample for i in read(folder, **options) if i.fault is None]
-
-
-def reasons(folder: Path, **options) -> Counter:
-    items = read(folder, **options)
-    return Counter(f.reason for i in items for f in ([i.fault] if i.fault else i.cuts))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata beside the repository")
@@ -218,19 +150,6 @@ def test_redirects_in_a_circle_end(tmp_path):
     assert reasons(tmp_path) == {"image not in the crawl": 1}
 
 
-def test_one_gzip_member_for_the_whole_file_is_read_with_its_images(tmp_path):
-    plain = write(
-        tmp_path / "plain",
-        record("http://h.org/red.png", RED, "image/png"),
-        record(PAGE, page("<img src=/red.png>", "<img src=/blue.png>")),
-        record("http://h.org/blue.png", BLUE, "image/png"),
-        packed=False,
-    )
-    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(plain.read_bytes()))
-    (sample,) = samples(tmp_path)
-    assert sample.image_bytes == (RED, BLUE)
-
-
 def test_robots_and_tdm_keep_pages_and_images_out_and_are_noted_where_not_honoured(tmp_path):
     write(
         tmp_path / "a.warc",
@@ -253,118 +172,6 @@ def test_robots_and_tdm_keep_pages_and_images_out_and_are_noted_where_not_honour
     assert said[2]["tdm_reservation"] == 1
 
 
-def chunked(data: bytes) -> bytes:
-    pieces = [data[n : n + 17] for n in range(0, len(data), 17)]
-    return b"".join(b"%x;x=y\r\n%s\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
-
-
-def brotli(data: bytes) -> bytes:
-    return pa.compress(data, "brotli", asbytes=True)
-
-
-def zstandard(data: bytes) -> bytes:
-    return pa.compress(data, "zstd", asbytes=True)
-
-
-def raw_deflate(data: bytes) -> bytes:
-    pack = zlib.compressobj(wbits=-15)
-    return pack.compress(data) + pack.flush()
-
-
-@pytest.mark.parametrize(
-    ("headers", "encode"),
-    [
-        ({}, bytes),
-        ({"Content-Encoding": "gzip"}, gzip.compress),
-        ({"Content-Encoding": "x-gzip"}, gzip.compress),
-        ({"Content-Encoding": "deflate"}, zlib.compress),
-        ({"Content-Encoding": "deflate"}, raw_deflate),
-        ({"Content-Encoding": "gzip, gzip"}, lambda d: gzip.compress(gzip.compress(d))),
-        ({"Transfer-Encoding": "chunked"}, chunked),
-        ({"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"}, lambda d: chunked(gzip.compress(d))),
-        ({"Transfer-Encoding": "chunked"}, bytes),
-        ({"Content-Encoding": "gzip"}, bytes),
-        ({"Content-Encoding": "br"}, brotli),
-        ({"Content-Encoding": "br"}, bytes),
-        ({"Content-Encoding": "zstd"}, zstandard),
-        ({"Content-Encoding": "zstd"}, bytes),
-        ({"Transfer-Encoding": "chunked", "Content-Encoding": "br"}, lambda d: chunked(brotli(d))),
-        ({"Content-Encoding": "identity"}, bytes),
-    ],
-)
-def test_transfer_and_content_encodings_are_undone_also_where_the_header_lies(tmp_path, headers, encode):
-    write(tmp_path / "a.warc", record(PAGE, encode(page()), headers=headers.items()))
-    (sample,) = samples(tmp_path)
-    assert sample.text == "Some words of a page that are enough.\nThe end."
-
-
-@pytest.mark.parametrize(
-    ("encoding", "body", "reason"),
-    [
-        ("compress", b"\x1f\x9d\x90\0\1", "unsupported content encoding"),
-        ("gzip", b"\1\2\3 no gzip", "damaged content encoding"),
-        ("br", b"\xff\1\2 no brotli", "damaged content encoding"),
-        ("zstd", b"\1\2\3 no zstd", "damaged content encoding"),
-    ],
-)
-def test_a_body_that_cannot_be_unpacked_is_counted_and_gives_no_text(tmp_path, encoding, body, reason):
-    write(tmp_path / "a.warc", record(PAGE, body, headers=[("Content-Encoding", encoding)]))
-    assert reasons(tmp_path) == {reason: 1}
-    assert not samples(tmp_path)
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd"])
-def test_what_was_cut_off_in_transfer_is_kept_as_far_as_it_goes(tmp_path, encoding):
-    body = page(
-        words=" ".join(random.Random(0).choices(["ape", "bee", "cat", "dog", "eel", "fox"], k=400_000))
-    )
-    encode = {"gzip": gzip.compress, "br": brotli, "zstd": zstandard}[encoding]
-    packed = encode(body)
-    headers = [("Content-Encoding", encoding)]
-    write(tmp_path / "a.warc", record(PAGE, packed[: len(packed) // 2], headers=headers))
-    (sample,) = samples(tmp_path)
-    text = body.decode().split("<p>")[1].split("</p>")[0]
-    assert text.startswith(sample.text[:-10])
-    assert 0.3 * len(text) < len(sample.text) < 0.7 * len(text)
-
-
-@pytest.mark.parametrize("encode", [brotli, zstandard], ids=["br", "zstd"])
-def test_a_bomb_of_the_newer_encodings_stops_at_the_cap(encode):
-    bomb = encode(bytes(2**28))
-    name = "br" if encode is brotli else "zstd"
-    tracemalloc.start()
-    before = pa.total_allocated_bytes()
-    assert unpacked(bomb, "", name, MAX_BYTES) == (
-        "payload too large",
-        f"more than {MAX_BYTES:,} bytes when unpacked",
-    )
-    assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
-    assert pa.total_allocated_bytes() - before < 2**20
-    tracemalloc.stop()
-
-
-def test_a_bomb_stops_at_the_cap_in_bounded_memory(tmp_path):
-    pack = zlib.compressobj(9, wbits=31)
-    bomb = b"".join(pack.compress(bytes(2**24)) for _ in range(64)) + pack.flush()
-    write(
-        tmp_path / "a.warc",
-        record(PAGE, bomb, headers=[("Content-Encoding", "gzip")]),
-        record("http://h.org/r.png", bomb, "image/png", headers=[("Content-Encoding", "gzip")]),
-        record(PAGE + "2", page("<img src=/r.png>")),
-    )
-    (tmp_path / "b.warc.gz").write_bytes(bomb)
-    tracemalloc.start()
-    found = reasons(tmp_path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found == {
-        "payload too large": 1, "image file too large": 1, "broken record": 1, "unreadable file": 1
-    }  # fmt: skip
-    assert peak < 128 * 2**20
-    bomb_file, _ = [i.fault for i in reader(tmp_path).read("b.warc.gz")]
-    assert "a bomb: unpacks to more than 200 times its size" in bomb_file.detail
-
-
 def test_records_of_other_kinds_are_counted_and_are_no_faults(tmp_path):
     write(
         tmp_path / "a.warc",
@@ -385,88 +192,6 @@ def test_records_of_other_kinds_are_counted_and_are_no_faults(tmp_path):
     }  # fmt: skip
     pdfs = [(r.url, r.payload) for _, r in crawl.web_records("a.warc") if r.kind == "pdf"]
     assert pdfs == [(PAGE, b"%PDF-1.4"), (PAGE, b"%PDF-1.7")]
-
-
-def three_pages(path: Path) -> list[bytes]:
-    """The bytes of three records that hold a page each."""
-    parts = []
-    for n in range(3):
-        part = write(path.with_name(f"part{n}"), record(f"{PAGE}{n}", page()), packed=path.suffix == ".gz")
-        parts.append(part.read_bytes())
-        part.unlink()
-    return parts
-
-
-def grown(part: bytes, by: int) -> bytes:
-    """A record whose Content-Length is wrong."""
-    head, block = part.split(b"\r\n\r\n", 1)
-    start, length = head.rsplit(b"Content-Length: ", 1)
-    return start + b"Content-Length: %d" % (int(length.split(b"\r\n")[0]) + by) + b"\r\n\r\n" + block
-
-
-@pytest.mark.parametrize(
-    ("suffix", "damage", "pages", "faults"),
-    [
-        (".warc", lambda a, b, c: a + b"garbage\r\n" * 9 + b + c, "012", 1),
-        (".warc", lambda a, b, c: a + bytes(300_000) + b + c, "012", 1),
-        (".warc", lambda a, b, c: b"WARC/1.0\r\n" * 50_000 + a + b + c, "012", 1),
-        (".warc", lambda a, b, c: a + grown(b, 200) + c, "02", 1),
-        (".warc", lambda a, b, c: a + grown(b, 10**11) + c, "02", 1),
-        (".warc", lambda a, b, c: a + grown(b, -2) + c, "012", 1),
-        (".warc", lambda a, b, c: a + b.replace(b"Content-Length", b"Content-Lengte") + c, "02", 1),
-        (".warc", lambda a, b, c: a + b + c[:-60], "01", 1),
-        (".warc", lambda a, b, c: a + b + c[:40], "01", 1),
-        (".warc.gz", lambda a, b, c: a + b"garbage" * 99 + b + c, "012", 1),
-        (".warc.gz", lambda a, b, c: a + b[:200] + c, "02", 1),
-        (".warc.gz", lambda a, b, c: a + b[:-3] + c, "02", 1),
-        (".warc.gz", lambda a, b, c: a + b[:-8] + bytes(4) + b[-4:] + c, "02", 1),  # its checksum
-        (".warc.gz", lambda a, b, c: a + b[:150] + bytes(50) + b[200:] + c, "02", 1),
-        (".warc.gz", lambda a, b, c: a + b + c[:-40], "01", 1),
-        (".warc.gz", lambda a, b, c: a + b + c + bytes(5000), "012", 0),
-        (".warc.gz", lambda a, b, c: a + gzip.compress(b"nothing") + b + c, "012", 1),
-    ],
-)
-def test_reading_goes_on_at_the_record_after_damage_that_is_counted(tmp_path, suffix, damage, pages, faults):
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(damage(*three_pages(path)))
-    items = read(tmp_path)
-    assert "".join(i.sample.url[-1] for i in items if i.sample) == pages
-    found = [i.fault for i in items if i.fault]
-    assert [(f.reason, f.bad) for f in found] == faults * [("broken record", False)]
-    assert all(f.where.startswith("record ") for f in found)
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"\r\n\r\n", b"\x1f\x8b", b"\x28\xb5\x2f\xfd zstd", b"{}", gzip.compress(b"")]
-)
-def test_a_file_without_a_sound_record_is_a_fault_that_somebody_must_look_at(tmp_path, data):
-    (tmp_path / "a.warc.gz").write_bytes(data)
-    *broken, last = read(tmp_path)
-    assert (last.fault.reason, last.fault.bad) == ("unreadable file", True)
-    assert all((i.fault.reason, i.fault.bad) == ("broken record", False) for i in broken)
-
-
-def test_a_file_cut_or_flipped_anywhere_neither_crashes_nor_hangs(tmp_path):
-    rng = random.Random(0)
-    started = time.process_time()
-    for suffix in (".warc", ".warc.gz"):
-        whole = write(
-            tmp_path / f"w{suffix}", record(PAGE, page()), record("http://h.org/r.png", RED, "image/png")
-        ).read_bytes()
-        for n in range(300):
-            data = bytearray(whole[: rng.randrange(len(whole))] if n % 2 else whole)
-            for _ in range(rng.randrange(4)):
-                data[rng.randrange(len(data))] = rng.randrange(256) if data else 0
-                if not data:
-                    break
-            found = list(raw_records(io.BytesIO(bytes(data)), MAX_BYTES))
-            assert sum(not isinstance(r, Broken) for r in found) <= 2
-            path = tmp_path / "x" / f"a{suffix}"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(bytes(data))
-            if n % 10 == 0:
-                read(path.parent)
-    assert time.process_time() - started < 15
 
 
 def test_an_arc_file_gives_its_page_with_its_image(tmp_path):
@@ -522,13 +247,6 @@ def test_an_index_that_is_not_finished_does_not_exist(tmp_path, monkeypatch):
     assert list((tmp_path / "work/crawl").iterdir()) == []
 
 
-def test_a_record_larger_than_the_cap_is_a_fault_and_what_follows_is_read(tmp_path):
-    write(tmp_path / "a.warc.gz", record(PAGE + "1", bytes(20 * 2**20)), record(PAGE + "2", page()))
-    items = read(tmp_path)
-    assert [i.fault.bad for i in items if i.fault] == [False]
-    assert [i.sample.url[-1] for i in items if i.sample] == ["2"]
-
-
 def test_bytes_of_another_kind_under_an_image_address_are_cut(tmp_path):
     write(
         tmp_path / "a.warc",
@@ -578,66 +296,3 @@ def test_copies_of_a_record_in_two_files_have_ids_of_their_own(tmp_path):
     first, second = samples(tmp_path)
     assert (first.url, first.segments) == (second.url, second.segments)
     assert first.id != second.id
-
-
-def framed(path: Path, *records, dictionary=None, packed_dictionary=False) -> Path:
-    """A `.warc.zst` file, a frame for each record, as the IIPC's text on zstd describes it."""
-    with path.open("wb") as f:
-        if dictionary is not None:
-            content = dictionary.dict_content
-            content = zstd.compress(content) if packed_dictionary else content
-            f.write(b"\x5d\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content)
-        for fields in records:
-            plain = write(path.with_name("one.tmp"), fields, packed=False)
-            f.write(zstd.compress(plain.read_bytes(), zstd_dict=dictionary))
-            plain.unlink()
-    return path
-
-
-@pytest.fixture(scope="module")
-def dictionary():
-    words = random.Random(1)
-    texts = [
-        " ".join(
-            words.choices(["WARC/1.0", "html", "body", "href", "content-type", "response", "the", "of"], k=60)
-        )
-        for _ in range(600)
-    ]
-    return zstd.train_dict([t.encode() for t in texts], 4096)
-
-
-@pytest.mark.parametrize("kind", ["plain", "dictionary", "packed dictionary"])
-def test_frames_of_zstd_give_pages_and_images_and_are_found_again_after_damage(tmp_path, kind, dictionary):
-    path = framed(
-        tmp_path / "a.warc.zst",
-        record(PAGE, page("<img src=/r.png>")),
-        record("http://h.org/2", page(words="This page is going to be broken.")),
-        record("http://h.org/3", page("<img src=/r.png>", words="The third one still has its words.")),
-        record("http://h.org/r.png", RED, "image/png"),
-        dictionary=None if kind == "plain" else dictionary,
-        packed_dictionary=kind == "packed dictionary",
-    )
-    found = samples(tmp_path)
-    assert [s.url for s in found] == [PAGE, "http://h.org/2", "http://h.org/3"]
-    assert [s.image_bytes for s in found] == [(RED,), (), (RED,)]
-    data = bytearray(path.read_bytes())
-    starts = [m.start() for m in re.finditer(re.escape(b"\x28\xb5\x2f\xfd"), data)][-4:]
-    data[starts[1] + 12 : starts[1] + 40] = b"\xff" * 28
-    path.write_bytes(data)
-    assert [s.url for s in samples(tmp_path)] == [PAGE, "http://h.org/3"]
-    assert reasons(tmp_path) == {"broken record": 1}
-    path.write_bytes(data[: starts[3] + 30])
-    assert reasons(tmp_path) == {"broken record": 2, "image not in the crawl": 2}
-
-
-def test_zstd_of_a_dictionary_that_is_not_there_or_is_none_is_said(tmp_path, dictionary):
-    path = framed(tmp_path / "a.warc.zst", record(PAGE, page()), dictionary=dictionary)
-    data = path.read_bytes()
-    size = 8 + len(dictionary.dict_content)
-    path.write_bytes(data[size:])
-    (broken, whole) = [i.fault for i in read(tmp_path)]
-    assert broken.reason == "broken record"
-    assert "ictionary" in broken.detail
-    assert whole.bad
-    path.write_bytes(data[:8] + bytes(size - 8) + data[size:])
-    assert [i.fault.reason for i in read(tmp_path)] == ["broken record", "unreadable file"]
