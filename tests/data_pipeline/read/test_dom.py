@@ -99,6 +99,21 @@ def test_preformatted_text_keeps_its_lines():
     ]
 
 
+def test_runs_of_white_space_are_one_blank_also_across_nodes_and_long_pages():
+    page = "<p>  a <b>  b </b>\n\t c&nbsp; d\f</p> \n <p>\u201cé \r  x\u201d</p><td> <td>&#8195;</td> "
+    assert texts(page) == ["a b c d", "\u201cé x\u201d"]
+    assert texts(page * 500) == ["a b c d", "\u201cé x\u201d"] * 500
+
+
+def test_no_page_can_forge_the_mark_between_blocks():
+    assert texts("<p>a\0b&#0;c\0</p><pre>\0d\n\0e</pre><xmp>f\0</xmp>g\0") == [
+        "ab\ufffdc",
+        "d\ne",
+        "f\ufffd",
+        "g",
+    ]
+
+
 def test_links_that_come_three_times_are_furniture_and_a_sentence_is_not():
     card = "<div><h3><a href=1>Title %d</a></h3><p>Words of it.</p><p><a href=2>Read more</a></p></div>"
     page = "".join(card % n for n in range(3))
@@ -122,6 +137,10 @@ def test_a_figure_caption_follows_its_image_also_where_the_page_shows_it_above()
         "<figure><img src=a><figcaption>A</figcaption></figure><figure><figcaption>B</figcaption><img src=b>"
     )
     assert shape(two) == ["<a>", "A", "<b>", "B"]
+    nested = f"<figure><figcaption>C</figcaption>{two}</figure></figure>"
+    assert shape(f"<p>0</p>{nested}<p>1</p>") == ["0", "<a>", "A", "<b>", "B", "C", "1"]
+    lines = "<figure><figcaption>D<pre> e\n  f</pre></figcaption><img src=d></figure>"
+    assert shape(f"<pre>x</pre>{lines}") == ["x", "<d>", "D", " e\n  f"]
 
 
 @pytest.mark.parametrize(
@@ -159,6 +178,7 @@ def test_every_candidate_is_kept_for_a_crawl_that_holds_another():
         "<img class=lazy data-src=x.jpg><noscript><img src=x.jpg></noscript>",
         f"<img class=lazy src='{GIF}'><noscript><img src=x.jpg></noscript>",
         "<noscript><img src=x.jpg></noscript><img class=lazy data-src=x.jpg>",
+        "<figure><figcaption>c</figcaption><img data-src=x.jpg></figure><noscript><img src=x.jpg></noscript>",
         "<noscript><img src=x.jpg alt=a></noscript>",
         "<img src=x.jpg><noscript><img src='https://t.co/p' width=1 height=1></noscript>",
     ],
