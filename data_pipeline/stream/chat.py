@@ -296,15 +296,21 @@ def _dialogue(tape: _Tape, messages: list[_Message], all_text: bool, until: int 
 def _message(tape: _Tape, segments: list[Segment], lead: str, target: bool) -> None:
     """The segments of one message; the layout's joint stands between two texts."""
     layout = tape.tokenizer.layout
+    held = lead
     for n, s in enumerate(segments):
         if s.type == "image":
             tape.image(s.media)
+            held = ""
             continue
-        text = s.text.strip() if layout.trim else s.text
-        followed = n + 1 < len(segments) and segments[n + 1].type == "text"
-        tape.text(
-            (lead if n == 0 else "") + text + (layout.joint if followed else ""), target and s.loss != 0
-        )
+        held += s.text.strip() if layout.trim else s.text
+        after = segments[n + 1] if n + 1 < len(segments) else None
+        if after is not None and after.type == "text":
+            held += layout.joint
+            # With nothing between them they are one text, as any other program would encode it.
+            if not layout.joint and (after.loss != 0) == (s.loss != 0):
+                continue
+        tape.text(held, target and s.loss != 0)
+        held = ""
 
 
 def _take_turns(messages: list[_Message]) -> tuple[list[Segment], list[_Message]]:
