@@ -42,17 +42,20 @@ class Fault:
     def where(self) -> str:
         return f"row {self.row} of {self.shard} (source '{self.source}')"
 
-    def to_json(self) -> str:
+    def to_json(self, step: int) -> str:
         """One line, without its end; any control character of the data is escaped."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps({"step": step, **dataclasses.asdict(self)})
 
 
-def append_faults(path: Path, faults: Iterable[Fault]) -> None:
-    """Add a line each. A line is one write at the end of the file, so several processes may share it."""
+def append_faults(path: Path, faults: Iterable[Fault], step: int) -> None:
+    """Add a line each, with the step that met it: a step that is done again after a resume writes them again.
+
+    A line is one write at the end of the file, so several processes may share it.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         for fault in faults:
-            os.write(fd, (fault.to_json() + "\n").encode())
+            os.write(fd, (fault.to_json(step) + "\n").encode())
     finally:
         os.close(fd)
 

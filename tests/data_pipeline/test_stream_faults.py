@@ -48,10 +48,10 @@ def test_limits_that_mean_nothing_are_refused(wrong: dict) -> None:
 
 
 def test_a_fault_is_one_line_of_json_that_says_where(tmp_path: Path) -> None:
-    append_faults(tmp_path / "skipped.jsonl", [FAULT])
-    append_faults(tmp_path / "skipped.jsonl", [FAULT, FAULT])
+    append_faults(tmp_path / "skipped.jsonl", [FAULT], step=7)
+    append_faults(tmp_path / "skipped.jsonl", [FAULT, FAULT], step=8)
     lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [vars(FAULT)] * 3
+    assert [json.loads(line) for line in lines] == [{"step": n, **vars(FAULT)} for n in (7, 8, 8)]
     assert json.loads(lines[0])["row"] == 7
 
 
@@ -59,7 +59,7 @@ def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from data_pipeline.stream.faults import Fault, append_faults;"
         "f = Fault(sample_id=sys.argv[2], source='s', shard='x', row=1, reason='r', detail='d' * 3000);"
-        "append_faults(Path(sys.argv[1]), [f] * 300)"
+        "append_faults(Path(sys.argv[1]), [f] * 300, step=1)"
     )
     path = tmp_path / "skipped.jsonl"
     running = [subprocess.Popen([sys.executable, "-c", code, str(path), str(n)]) for n in range(3)]
