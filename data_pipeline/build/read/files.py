@@ -75,7 +75,9 @@ class Tree:
                 fs, path = fsspec.core.url_to_fs(text if scheme else str((base / text).resolve()))
                 local = isinstance(fs, LocalFileSystem)
                 path = os.path.realpath(_named_by_bytes(path)) if local else path.rstrip("/")
-                is_file = os.path.isfile(path) if local else fs.isfile(path)
+                # Over HTTP a folder is a page of links like any other: only its last slash tells.
+                folder = protocol in FETCHABLE and text.endswith("/")
+                is_file = os.path.isfile(path) if local else not folder and fs.isfile(path)
                 found = is_file or fs.isdir(path)
         except ImportError as e:
             raise PreflightError(f"'{text}' needs a package that is not installed: {e}") from None
@@ -205,10 +207,12 @@ class Tree:
         """The parts below the root as a path of the file system; None where that leaves the root."""
         if any(p.startswith("/") for p in parts):
             return None
-        path = posixpath.join(self.root, *parts)
-        path = (
-            os.path.realpath(_named_by_bytes(path)) if self.is_local else posixpath.normpath(path).rstrip("/")
-        )
+        if not self.is_local:  # the root is not touched: `normpath` would take a slash out of `http://`
+            name = posixpath.normpath(posixpath.join(*parts)) if any(parts) else "."
+            if name == ".." or name.startswith("../"):
+                return None
+            return self.root if name == "." else f"{self.root.rstrip('/')}/{name}"
+        path = os.path.realpath(_named_by_bytes(posixpath.join(self.root, *parts)))
         return path if path == self.root or path.startswith(self.root.rstrip("/") + "/") else None
 
     def _opened(self, name: str) -> str:

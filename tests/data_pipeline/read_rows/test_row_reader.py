@@ -1,9 +1,12 @@
 """The reader as the build uses it: real captions in every format, and what a result depends on."""
 
 import csv
+import functools
+import http.server
 import io
 import json
 import os
+import threading
 from pathlib import Path
 
 import datasets
@@ -17,6 +20,7 @@ from data_pipeline.build.read.files import Tree
 from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.build.run import build
 from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.view import samples
 
 REAL = Path(__file__).parents[3] / "../shared/realdata"
 here = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata beside the repository")
@@ -195,6 +199,70 @@ def test_json_under_a_name_that_does_not_tell_is_said_unless_another_source_read
         recipe = BuildRecipe.model_validate({"name": "t", "tasks": 1, "sources": sources})
         out = tmp_path / "out" / str(len(sources)) / str(len(unread))
         assert build(recipe, out, root=pairs).unread == unread
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A server of files that answers requests for a range, as object stores and CDNs do."""
+
+    def send_head(self):
+        path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if not path.is_file() or wanted is None:
+            return super().send_head()
+        data = path.read_bytes()
+        start, end = wanted.removeprefix("bytes=").split("-")
+        part = data[int(start) : int(end or len(data)) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        return io.BytesIO(part)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(Ranges, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@here
+def test_a_web_server_gives_the_same_as_the_folder_that_it_serves(served, pictures, tmp_path):
+    folder, url = served
+    write_tar(folder, pictures[:3])
+    (folder / "page.html").write_text("<p>Some words of a page that are enough.</p><img src=images/0.jpg>")
+    (folder / "images").mkdir()
+    (folder / "images" / "0.jpg").write_bytes(pictures[4][1])
+    found = []
+    for root in (url + "/", str(folder)):
+        tar = {"name": "tar", "kind": "captions", "path": root, "files": "*.tar"}
+        one = {"name": "one", "kind": "captions", "path": f"{root.rstrip('/')}/00000.tar"}
+        page = {"name": "page", "kind": "html", "path": root}
+        recipe = BuildRecipe.model_validate({"name": "t", "heldout": 0, "sources": [tar, one, page]})
+        out = tmp_path / "out" / str(len(found))
+        build(recipe, out)
+        found.append(sorted((s.source, s.text, s.image_bytes) for s in samples(out)))
+    assert found[0] == found[1]
+    assert [len([s for s in found[0] if s[0] == name]) for name in ("tar", "one", "page")] == [3, 3, 1]
+    assert found[0][3][2] == (pictures[4][1],)
+
+
+def test_nothing_above_the_root_of_a_web_server_is_asked_for(served):
+    folder, url = served
+    (folder / "in").mkdir()
+    (folder / "in" / "a.html").write_text("x")
+    (folder / "b.html").write_text("x")
+    tree = Tree.at(f"{url}/in/")
+    assert tree.files((".html",)) == ["a.html"]
+    assert [
+        tree.exists(name) for name in ("a.html", "./a.html", "../b.html", "x/../../b.html", "/b.html")
+    ] == [*(True, True, False, False, False)]
 
 
 def test_a_build_into_the_folder_that_a_source_reads_is_refused_before_it_starts(tmp_path):
