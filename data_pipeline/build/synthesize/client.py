@@ -165,6 +165,10 @@ class Client:
                 status, raw = response.status_code, await _body(response)
             listed = json.loads(raw or b"")["data"] if status == 200 else []
             names = [str(m["id"]) for m in listed]
+        except httpx2.ConnectError:
+            raise ConfigError(
+                f"nothing answers at {self.endpoint}.\n  Start its server, or set  endpoint: ADDRESS"
+            ) from None
         except (httpx2.HTTPError, TimeoutError, ValueError, KeyError, TypeError, RecursionError) as e:
             names, status = [], type(e).__name__
         if len(names) != 1:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import sqlite3
 import threading
 import time
@@ -257,6 +258,16 @@ def test_a_wrong_key_model_or_address_ends_the_build_at_once(dataset, serve, sta
     with pytest.raises(ConfigError, match=str(status)):
         items(reader(directory, directory / "c.sqlite", endpoint, failures="drop", concurrency=1))
     assert len(endpoint.seen) == 1
+
+
+def test_an_address_where_nothing_listens_is_said_to_be_one(dataset):
+    directory, _ = dataset
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    source = SyntheticSource(name="syn", path=".", task="caption", endpoint=endpoint)
+    with pytest.raises(ConfigError, match=rf"nothing answers at {endpoint}\.\n  Start its server"):
+        items(SyntheticReader(source, directory, directory / "c.sqlite"))
 
 
 def test_half_a_surrogate_pair_reaches_no_shard(dataset, serve):
