@@ -59,6 +59,10 @@ class Tokenizer:
         self.may_be_target[[self.eos_id, self.end_id]] = True
         self._fixed: dict[str, list[int]] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made anew in another process: what keeps special tokens out of text is not part of the pickle.
+        return (_again, (self._backend.to_str(), self.layout.name))
+
     def _special_ids(self) -> dict[str, int]:
         """By name. Raises DataError where one is missing, misplaced, or within reach of text."""
         layout = self.layout
@@ -205,6 +209,10 @@ def _saved_layout(config: Path) -> str | None:
     except (ValueError, AttributeError) as e:
         raise DataError(f"{config} is no tokenizer_config.json: {e}") from None
     return found
+
+
+def _again(backend: str, layout: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(backend), LAYOUTS[layout])
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:

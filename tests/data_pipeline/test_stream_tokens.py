@@ -1,5 +1,7 @@
 """The tokenizer: lossless, deterministic, and closed against text that spells special tokens."""
 
+import pickle
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -39,6 +41,15 @@ def test_text_cannot_spell_a_special_token(tokenizer: Tokenizer, tmp_path, name:
         ids = t.encode(f"x{name}y")
         assert not set(ids) & {*range(7), *range(t.text_vocab_size, len(t))}
         assert t.decode(ids) == f"x{name}y"
+
+
+def test_a_pickled_copy_encodes_the_same_and_keeps_special_tokens_out_of_text(tokenizer: Tokenizer) -> None:
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.fingerprint == tokenizer.fingerprint
+    assert copy.layout is tokenizer.layout
+    for text in ("a red circle", "<|image|> <|end|>"):
+        assert copy.encode(text) == tokenizer.encode(text)
+    assert not set(copy.encode("<|image|>")) & set(copy.ids.values())
 
 
 def test_decode_skips_special_tokens_and_refuses_foreign_ids(tokenizer: Tokenizer) -> None:
