@@ -22,6 +22,7 @@ from data_pipeline.manifest import (
 from data_pipeline.sample import content_id
 
 IDENTITY = "build.json"  # which build this directory belongs to, from its first second on
+_MADE = ("manifest", "shards", "dropped", "examples")
 _SHOWN = 5  # keys of a recipe that differ
 _VALUE = 60  # characters of a value
 
@@ -72,7 +73,9 @@ def prepare(
         raise DataError(
             f"{directory} holds shards, but no {IDENTITY}: not a build of Fovea. Choose another --out."
         )
-    other = found is not None and found["recipe"] != mine["recipe"]
+    # Where a build of another recipe stopped before anything was made, nothing is lost by this one.
+    made = finished is not None or any(p.is_file() for d in _MADE for p in (directory / d).glob("*"))
+    other = made and found is not None and found["recipe"] != mine["recipe"]
     if other or (finished is not None and finished.fingerprint != fingerprint):
         name = finished.name if finished else (found or {}).get("name")
         differ = differences(_page_of(path), compared_page(recipe)) if other else []

@@ -1,5 +1,7 @@
 """Repeated with another recipe, a build goes on, or refuses and says what differs."""
 
+import shutil
+
 import pytest
 from exactly_once import PHOTOS, content, half_built, recipe, sound
 
@@ -45,6 +47,14 @@ def test_another_recipe_or_number_of_tasks_is_refused_with_the_difference_and_no
     assert refused.value.exit_code == 4
     assert content(out) == before
     build(recipe(), out, root=inputs)
+    sound(out)
+
+
+def test_a_build_that_stopped_before_it_made_anything_gives_way_to_another_recipe(inputs, whole, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(whole / "build.json", out)
+    build(recipe(tasks=2), out, root=inputs)
     sound(out)
 
 
