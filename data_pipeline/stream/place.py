@@ -20,6 +20,7 @@ from data_pipeline.errors import ConfigError, DataError, PreflightError
 # A closed list: others of fsspec run commands, unpack archives, or chain into one another.
 PROTOCOLS = ("file", "memory", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "http", "https")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_AHEAD = 64 * 1024
 _TRIES = 3
 _WAIT_S = 0.25  # before the second try; doubled before each later one
 
@@ -152,11 +153,15 @@ class RemoteFile:
 
 
 class Seekable(io.RawIOBase):
-    """A `File` as Python's file objects are: for libraries that read in their own order."""
+    """A `File` as Python's file objects are: for libraries that read in their own order.
+
+    Of a remote file at least `_AHEAD` bytes are asked for at a time, since such libraries read in small bits.
+    """
 
     def __init__(self, file: File) -> None:
         super().__init__()
         self._file, self._at = file, 0
+        self._ahead, self._ahead_at = b"", 0
 
     def readable(self) -> bool:
         return True
@@ -175,9 +180,23 @@ class Seekable(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self._file.size - self._at)
         length = left if size is None or size < 0 else min(size, left)
-        data = self._file.read_at(self._at, length)
+        data = self._held(self._at, length) if self._file.local is None else None
+        data = self._file.read_at(self._at, length) if data is None else data
         self._at += length
         return data
+
+    def _held(self, at: int, length: int) -> bytes | None:
+        """These bytes by way of the block that was read last; None where they are more than a block."""
+        if length > _AHEAD:
+            return None
+        start = at - self._ahead_at
+        if start < 0 or start + length > len(self._ahead):
+            self._ahead, self._ahead_at, start = (
+                self._file.read_at(at, min(_AHEAD, self._file.size - at)),
+                at,
+                0,
+            )
+        return self._ahead[start : start + length]
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))

@@ -160,6 +160,13 @@ class Source:
         s = bisect_right(self._ends, i)
         return s, i - (self._ends[s - 1] if s else 0)
 
+    def _ids(self, s: int) -> list[str]:
+        try:
+            return list(self._reader(s).ids())
+        except _ROW_ERRORS as e:
+            shard = self._place.name(self._shards[s].path)
+            raise DataError(f"the ids of shard {shard} cannot be read: {e}\n  Copy it again.") from None
+
     def _hidden_rows(self) -> np.ndarray:
         """int64[hidden]. Raises DataError where they are not as many as the manifest says."""
         directory, path = self._opened.proofs.directory, None
@@ -168,7 +175,7 @@ class Source:
             path, rows = hidden.remembered(directory, identity)
             if rows is not None and len(rows) == self._hidden:
                 return rows
-        rows = hidden.find((self._reader(s).ids() for s in range(len(self._shards))), self._view)
+        rows = hidden.find((self._ids(s) for s in range(len(self._shards))), self._view)
         if len(rows) != self._hidden:
             raise DataError(
                 f"dataset {self._place}: {len(rows):,} samples of source '{self.name}' in split "

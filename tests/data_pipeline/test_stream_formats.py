@@ -432,10 +432,14 @@ def test_a_tars_row_that_is_no_sample_is_one_broken_sample(tmp_path, written, ba
     tar.write_bytes(out.getvalue())
     tar.with_name(f"{tar.name}.idx").write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
     source = Source.open(f"{scheme}{tmp_path}", resealed(tmp_path, manifest), "docs", format="webdataset")
+    gone = exclude(tmp_path, "dedup", [Exclusion(written[4].id, None, "copy")], {}).exclusions
+    hiding = replace(resealed(tmp_path, manifest), exclusions=gone)
     for read in (source.__getitem__, source.without_pixels):
         with pytest.raises(BrokenSample, match="row cannot be decoded"):
             read(2)
     assert [source[i] for i in (0, 1, 3, 4)] == [written[i] for i in (0, 1, 3, 4)]
+    hidden = Source.open(f"{scheme}{tmp_path}", hiding, "docs", format="webdataset")
+    assert [hidden[i] for i in (0, 1, 3)] == [written[i] for i in (0, 1, 3)]
 
 
 def test_a_remote_batch_whose_offsets_lie_is_a_broken_sample_and_no_crash(tmp_path, written) -> None:
