@@ -1,6 +1,8 @@
 """One source of a dataset, read at random by sample number: from Arrow, WebDataset or Parquet shards, local
 or remote. Opening looks at the manifest alone; a shard is proven when it is first read."""
 
+import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ class Head(NamedTuple):
 class Source:
     """The samples of one (source, split): `len(source)`, `source[i]`. The order is that of the manifest.
 
+    `digest` identifies what it shows, whatever else the dataset holds and in whichever format it is read.
     A row that is no sample raises BrokenSample (`faults.py`); a shard that is broken, DataError naming it.
     Picklable without open files: another process opens what it reads.
     """
@@ -48,13 +51,13 @@ class Source:
     name: str
     split: str
     format: str
+    digest: str
     _place: Place
     _shards: tuple[Shard, ...]
     _ends: tuple[int, ...]  # rows up to and with shard s
     _indices: tuple[str | None, ...]  # sha256 of the index beside shard s
     _view: View
     _hidden: int  # how many rows are not seen
-    _digest: str
     _opened: Shards
     _before: np.ndarray | None = field(default=None, repr=False)
 
@@ -87,13 +90,13 @@ class Source:
             name,
             split,
             format,
+            _digest(manifest, name, split),
             place,
             chosen,
             tuple(accumulate(s.samples for s in chosen)),
             tuple(files.get(f"{s.path}.idx") for s in chosen),
             view_at(place, manifest) if view is None else view,
             manifest.excluded(name, split, "samples"),
-            manifest.digest,
             shards or Shards(),
         )
         if not len(source):
@@ -171,7 +174,7 @@ class Source:
         """int64[hidden]. Raises DataError where they are not as many as the manifest says."""
         directory, path = self._opened.proofs.directory, None
         if directory is not None:
-            identity = [self._digest, self.name, self.split, self.format]
+            identity = [self.digest, self.format]
             path, rows = hidden.remembered(directory, identity)
             if rows is not None and len(rows) == self._hidden:
                 return rows
@@ -185,6 +188,12 @@ class Source:
         if path is not None:
             hidden.remember(path, rows)
         return rows
+
+
+def _digest(manifest: Manifest, name: str, split: str) -> str:
+    shards = [(s.path, s.sha256) for s in manifest.shards(split=split, source=name)]
+    hiding = [e.sha256 for e in manifest.exclusions if split in e.counts.get(name, {})]
+    return hashlib.sha256(json.dumps([name, split, shards, hiding]).encode()).hexdigest()[:32]
 
 
 def _format(place: Place, manifest: Manifest, name: str, split: str, wanted: str | None) -> str:

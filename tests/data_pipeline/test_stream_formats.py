@@ -194,6 +194,7 @@ def test_the_quickest_format_that_holds_all_is_taken_unless_one_is_named(built, 
     directory, manifest = built
     assert opened(directory).format == "arrow"
     assert opened(server.url).format == "webdataset"  # a sample is one request there
+    assert len({opened(directory, format).digest for format in FORMATS}) == 1
     partly = [s for s in manifest.shards() if s.format != "arrow" or "00000" in s.path]
     task = replace(manifest.tasks[0], shards=tuple(partly))
     assert Source.open(directory, replace(manifest, tasks=(task,)), "docs").format == "webdataset"

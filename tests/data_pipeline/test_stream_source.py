@@ -220,6 +220,15 @@ def test_hidden_rows_are_found_once_for_a_machine_and_travel_to_workers(dataset,
         assert source.place(3) == ("shards/caps-00000.arrow", 4)
 
 
+def test_the_digest_is_of_what_the_source_shows(dataset) -> None:
+    directory, manifest = dataset
+    before = {name: Source.open(directory, manifest, name).digest for name in ("caps", "docs")}
+    after = exclude(directory, "dedup", [Exclusion("doc2", "d2.1", "copy")], {})
+    assert Source.open(directory, after, "caps").digest == before["caps"]
+    assert Source.open(directory, after, "docs").digest != before["docs"]
+    assert before["caps"] != before["docs"]
+
+
 def test_exclusions_that_miscount_are_refused(dataset) -> None:
     directory, _ = dataset
     manifest = exclude(directory, "dedup", [Exclusion("cap3", None, "copy")], {})

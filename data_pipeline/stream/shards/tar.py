@@ -142,7 +142,8 @@ def _members(read: Callable[[int, int], bytes], start: int, end: int) -> Iterato
 def _header(block: bytes) -> tuple[str, int]:
     """(name, size) of a USTAR header, its checksum proven.
 
-    Raises ValueError, also for links, folders and devices, which are no files of a sample. `tarfile` reads headers too, in four times the time, and a sample has several.
+    Raises ValueError, also for links, folders and devices, which are no files of a sample. `tarfile` reads
+    headers too, in four times the time, and a sample has several.
     """
     if len(block) != _BLOCK or sum(block) - sum(block[148:156]) + 8 * 0x20 != _octal(block[148:156]):
         raise ValueError("no header of a tar")
