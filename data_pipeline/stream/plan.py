@@ -3,6 +3,8 @@
 A plan is a pure function of the cursor, so every rank finds the same one for itself and nothing is sent.
 """
 
+import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +12,6 @@ from dataclasses import dataclass
 from data_pipeline.errors import ConfigError, DataError, nearest
 from data_pipeline.sample import Sample
 from data_pipeline.stream.chat import Unusable, Variant, caption_count, render
-from data_pipeline.stream.mixture import Mixture
 from data_pipeline.stream.order import position, variant
 from data_pipeline.stream.pack import Piece, Rows
 from data_pipeline.stream.source import Source
@@ -162,3 +163,37 @@ class Planner:
 def _size(draws: tuple[_Draw, ...]) -> int:
     """Tokens; an entry weighs something beside them."""
     return sum(64 + sum(len(p.tokens) for p in d.pieces) for d in draws)
+
+
+class Mixture:
+    """Draws from sources in proportion to their weights.
+
+    After any number k of draws each source was taken within 1 of `k * share` (R. Tijdeman, "The chairman
+    assignment problem", 1980). The choice depends on the counts so far and nothing else; the seed decides
+    between equals.
+    """
+
+    def __init__(self, weights: Mapping[str, float], seed: int) -> None:
+        if not weights:
+            raise ConfigError("the mixture is empty: name at least one source")
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise ConfigError(f"mixture: weight {weight} of source '{name}' must be above 0")
+        total = math.fsum(weights.values())
+        tie = {n: hashlib.blake2b(f"{seed}/{n}".encode(), digest_size=8).digest() for n in weights}
+        self.shares = {n: weights[n] / total for n in sorted(weights, key=tie.__getitem__)}
+
+    def next(self, counts: Mapping[str, int]) -> str:
+        """The source of the next draw after `counts` draws of each."""
+        if len(self.shares) == 1:
+            return next(iter(self.shares))
+        k = sum(counts[name] for name in self.shares) + 1
+        slack = 1 / (2 * len(self.shares) - 2)
+        best, best_deadline = None, math.inf
+        for name, share in self.shares.items():
+            owed = share * k - counts[name]
+            deadline = (1 - slack - owed) / share  # draws until this source would fall too far behind
+            # The tolerance keeps an exact tie of sums from leaving nobody to choose.
+            if owed >= slack - 1e-6 and deadline < best_deadline:
+                best, best_deadline = name, deadline
+        return best or max(self.shares, key=lambda n: self.shares[n] * k - counts[n])

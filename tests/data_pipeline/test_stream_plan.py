@@ -8,9 +8,9 @@ import pytest
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.stream.chat import Rendered, render
-from data_pipeline.stream.mixture import Mixture
 from data_pipeline.stream.order import position, variant
 from data_pipeline.stream.pack import Piece, Rows
+from data_pipeline.stream.plan import Mixture
 from data_pipeline.stream.split import split
 
 BOS, EOS, IS, IE, IMG = 1, 2, 263, 264, 265
