@@ -41,9 +41,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self.layout = layout
         self._backend = backend
-        # `tiny` adds nothing, so that checkpoints made before there were layouts stay valid.
-        named = backend.to_str() + ("" if layout is TINY else layout.name)
-        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()
         self._size = backend.get_vocab_size(with_added_tokens=True)
         self.text_vocab_size = self._size - len(layout.added)
         self.ids = ids = self._special_ids()
@@ -82,6 +80,8 @@ class Tokenizer:
                 f"  Make one with train_tokenizer (`fovea backbones`), repair added_tokens, or name the "
                 f"layout of the tokenizer ({', '.join(LAYOUTS)})."
             )
+        if ids[layout.pad] in self._backend.encode("\U0010fffd", add_special_tokens=False).ids:
+            raise DataError("the tokenizer knows some letters only as <unk>: it needs byte fallback")
         spelled = [n for n, i in ids.items() if i in self._backend.encode(n, add_special_tokens=False).ids]
         if spelled:
             raise DataError(

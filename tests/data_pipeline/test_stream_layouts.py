@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mistral_like
 import pytest
+import tokenizers
 from PIL import Image
 from transformers import AutoTokenizer, Idefics2ImageProcessorPil, Idefics2Processor
 
@@ -384,12 +385,44 @@ def test_special_tokens_are_found_where_they_are_or_refused(tmp_path, learned) -
     assert there.text_vocab_size == size
     with pytest.raises(DataError, match=r"text that says .* gives that special token"):
         with_tokens(special=False)
-    no_unk = json.loads(text)
-    del no_unk["model"]["vocab"]["<s>"]
-    no_unk["added_tokens"] = [x for x in no_unk["added_tokens"] if x["content"] != "<s>"]
-    (source / "tokenizer.json").write_text(json.dumps(no_unk))
-    with pytest.raises(DataError, match="<s> is missing"):
-        Tokenizer.load(source, "mistral")
+
+
+def test_a_tokenizer_that_the_layout_cannot_use_is_refused(tmp_path, learned) -> None:
+    source = mistral_like.write(tmp_path, *learned, "legacy")
+    text = (source / "tokenizer.json").read_text()
+
+    def refused(tokenizer: dict, why: str) -> None:
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+        with pytest.raises(DataError, match=why):
+            Tokenizer.load(source, "mistral")
+
+    no_bos = json.loads(text)
+    no_bos["model"]["vocab"]["<S>"] = no_bos["model"]["vocab"].pop("<s>")
+    no_bos["added_tokens"] = [x for x in no_bos["added_tokens"] if x["content"] != "<s>"]
+    refused(no_bos, "<s> is missing")
+    refused(json.loads(text.replace('"<0x41>"', '"<|image|>"')), r"<\|image\|> is 68, not one of the last")
+    refused(json.loads(text.replace('"byte_fallback": true', '"byte_fallback": false')), "byte fallback")
+
+
+def test_blanks_are_those_of_the_text_alone(tmp_path, learned) -> None:
+    """Whatever a tokenizer puts in or takes away by itself: ids and text go back and forth unchanged."""
+    made = [
+        Tokenizer.load(mistral_like.write(tmp_path / s, *learned, s), "mistral") for s in mistral_like.STYLES
+    ]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=special)
+    backend.train_from_iterator([], trainer)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    made.append(Tokenizer.load(tmp_path, "mistral"))
+    for t in made:
+        for text in ("a", " a", "  a\n", "\n a", "日本 😀 é", " "):
+            assert t.decode(t.encode(text)) == text
+        assert len(t.encode("a")) == 1
+    assert made[0].fingerprint != made[-1].fingerprint
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
