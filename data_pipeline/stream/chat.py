@@ -140,14 +140,14 @@ class _Tape:
     runs: list[tuple[int, bool, int]] = field(default_factory=list)  # length, target, tile
     images: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
-    has_target: bool = False
 
     def __post_init__(self) -> None:
         self.tiles = SPLIT_TILES if self.split else 1
         self.control(self.tokenizer.bos_id)
 
     def control(self, token: int, target: bool = False) -> None:
-        self._put([token], target)
+        self.ids.append(token)
+        self.runs.append((1, target, 0))
         self._after_special, self._after_picture = True, False
 
     def text(self, text: str, target: bool) -> None:
@@ -160,9 +160,10 @@ class _Tape:
         self._after_special = self._after_picture = False
 
     def write(self, item: str, target: bool = False) -> None:
-        """A string of the layout's: the name of a special token, or text; of nothing where it is empty."""
-        if item in self.tokenizer.ids:
-            self.control(self.tokenizer.ids[item], target)
+        """A string of the layout's: the name of a special token, text, or nothing."""
+        token = self.tokenizer.ids.get(item)
+        if token is not None:
+            self.control(token, target)
         elif item:
             self._put(self.tokenizer.fixed(self._spaced(item)), target)
             self._after_special = self._after_picture = False
@@ -195,7 +196,10 @@ class _Tape:
     def _put(self, ids: list[int], target: bool, tile: int = 0) -> None:
         self.ids += ids
         self.runs.append((len(ids), target, tile))
-        self.has_target |= target and bool(ids)
+
+    @property
+    def has_target(self) -> bool:
+        return any(target and length for length, target, _ in self.runs)
 
     def rendered(self, anchored: bool) -> Rendered:
         lengths, targets, tiles = zip(*self.runs, strict=True)
