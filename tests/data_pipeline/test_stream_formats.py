@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import re
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -388,6 +390,17 @@ def test_an_index_that_is_not_its_tars_is_refused(built, tmp_path, broken) -> No
             source[1]
 
 
+def test_a_proof_of_a_tar_is_one_of_its_index_too(built, tmp_path) -> None:
+    manifest = copied(built, tmp_path)
+    manifest = replace(manifest, tasks=(replace(manifest.tasks[0], files={}),))  # vouches for no index
+    shards = Shards(tmp_path / "proofs")
+    Source.open(tmp_path, manifest, "docs", format="webdataset", shards=shards)[0]
+    shifted(tmp_path / f"{manifest.shards(format='webdataset')[0].path}.idx")
+    again = pickle.loads(pickle.dumps(shards))
+    with pytest.raises(DataError, match="is not that of its tar"):
+        Source.open(tmp_path, manifest, "docs", format="webdataset", shards=again)[0]
+
+
 def test_the_index_of_another_tar_is_refused(built, tmp_path) -> None:
     manifest = copied(built, tmp_path)
     first, second = (tmp_path / f"{s.path}.idx" for s in manifest.shards(format="webdataset")[:2])
@@ -477,6 +490,10 @@ def test_a_row_group_that_cannot_be_decoded_is_broken_samples(built, tmp_path) -
     assert source[PER_SHARD].id
 
 
+def _read_these(source: Source, numbers: list[int]) -> list[Sample]:
+    return [source[i] for i in numbers]
+
+
 def _read_all(source: Source) -> list[str]:
     return [source[i].id for i in range(len(source))]
 
@@ -503,6 +520,15 @@ def test_a_forked_process_opens_files_of_its_own(server, written) -> None:
     child.join(60)
     assert child.exitcode == 0
     assert [found.get() for _ in sources] == [[s.id for s in written]] * 3
+
+
+def test_threads_may_read_while_shards_are_let_go(built, server, written) -> None:
+    wanted = [random.Random(n).choices(range(len(written)), k=60) for n in range(4)]
+    for root, format in [(built[0], f) for f in FORMATS] + [(server.url, f) for f in FORMATS]:
+        source = opened(root, format, max_open=1, cache_bytes=20_000)
+        read = partial(_read_these, source)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(read, wanted)) == [[written[i] for i in numbers] for numbers in wanted]
 
 
 def test_open_files_and_maps_are_bounded(tmp_path, make) -> None:
