@@ -55,11 +55,15 @@ def fit(
         raise ConfigError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
     if budget.tokens < 2:
         raise ConfigError("a row of one token holds <bos> alone")
-    shape = _Shape(document, budget, patches)
-    if shape.limit(0) == len(document):
-        return Fitted((document,), (int(shape.patches[-1]),))
+    tiles = len(document.images) * document.tiles
+    if len(patches) != tiles and (len(patches) or budget.patches is not None):
+        raise ValueError(f"{len(patches)} counts of patches for {tiles} tiles")
+    used, allowed = (len(document), tiles, sum(patches)), (budget.tokens, budget.images, budget.patches)
+    if all(most is None or n <= most for n, most in zip(used, allowed, strict=True)):
+        return Fitted((document,), (used[2],))
     if policy == "drop":
         return Fitted((), (), TOO_LONG)
+    shape = _Shape(document, budget, patches)
     if policy == "split" and not document.anchored:
         return _pieces(shape, bos_id)
     end = _shorter(shape, inside_text=policy == "shorten")
@@ -78,8 +82,6 @@ class _Shape:
 
     def __init__(self, document: Rendered, budget: Budget, patches: Sequence[int]) -> None:
         n = len(document.images)
-        if len(patches) != n * document.tiles and (len(patches) or budget.patches is not None):
-            raise ValueError(f"{len(patches)} counts of patches for {n} spans of {document.tiles} tiles")
         self.document, self.budget = document, budget
         at = np.flatnonzero(document.image_ids)
         spans = (document.image_ids[at] - 1) // document.tiles

@@ -243,7 +243,7 @@ def test_misuse_says_what_is_wrong(bytes_tokenizer, make) -> None:
     whole = render(make.dialogue(1), bytes_tokenizer, 4, "answers")
     with pytest.raises(ConfigError, match="policy: 'truncate' is none of split, shorten, drop"):
         fit(whole, Budget(tokens=9), (), 1, "truncate")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="0 counts of patches for 1 spans of 1 tiles"):
+    with pytest.raises(ValueError, match="0 counts of patches for 1 tiles"):
         fit(whole, Budget(tokens=9, patches=9), (), 1)
     with pytest.raises(ConfigError, match="a row of one token"):
         fit(replace(whole, anchored=False), Budget(tokens=1), (), 1)
