@@ -589,22 +589,24 @@ def test_a_torn_or_foreign_proof_proves_nothing(built, tmp_path) -> None:
 
 
 def test_processes_that_come_at_once_prove_a_shard_once(built, tmp_path) -> None:
-    manifest, proofs = copied(built, tmp_path), tmp_path / "proofs"
+    copied(built, tmp_path)
     code = (
-        "import sys; from pathlib import Path; import data_pipeline.stream.shards.opened as o;"
-        "from data_pipeline.manifest import read_manifest; from data_pipeline.stream.source import Source;"
-        "from data_pipeline.stream.shards.opened import Shards;"
-        "real = o.check_shard; o.check_shard = lambda *a: (print('proven'), real(*a));"
-        "d = Path(sys.argv[1]); Source.open(d, read_manifest(d), 'docs', shards=Shards(d / 'proofs'))[0]"
+        "import sys, time; from pathlib import Path; import data_pipeline.stream.shards.opened as o\n"
+        "from data_pipeline.manifest import read_manifest; from data_pipeline.stream.source import Source\n"
+        "real = o.check_shard; o.check_shard = lambda *a: (print('proven'), real(*a), time.sleep(0.3))\n"
+        "d = Path(sys.argv[1]); shards = o.Shards(d / 'proofs')\n"
+        "source = Source.open(d, read_manifest(d), 'docs', shards=shards)\n"
+        "(d / f'{sys.argv[2]}.ready').touch()\n"
+        "while len(list(d.glob('*.ready'))) < 3: time.sleep(0.01)\n"
+        "source[0]"
     )
     running = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)], stdout=subprocess.PIPE)
+        for n in range(3)
     ]
     assert b"".join(p.communicate()[0] for p in running).count(b"proven") == 1
     assert [p.returncode for p in running] == [0, 0, 0]
-    assert len(list(proofs.iterdir())) == 1
-    assert manifest
+    assert len(list((tmp_path / "proofs").iterdir())) == 1
 
 
 def test_what_is_decoded_is_held_within_its_bound(built) -> None:

@@ -7,6 +7,7 @@ their ids alone where the file is remote.
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -64,9 +65,7 @@ class ArrowShard:
 
     def ids(self) -> Iterable[str]:
         for b in range(len(self._ends)):
-            ids = self._batch(b, ("id",)).column("id")
-            ids.validate(full=True)
-            yield from ids.to_pylist()
+            yield from self._batch(b, ("id",)).column("id").to_pylist()
 
     def _find(self, n: int, columns: tuple[str, ...]) -> tuple[pa.RecordBatch, int]:
         b = bisect_right(self._ends, n)
@@ -74,10 +73,10 @@ class ArrowShard:
 
     def _batch(self, b: int, columns: tuple[str, ...]) -> pa.RecordBatch:
         if self._mapped is None:
-            key = (self._file.name, b)
-            if self._offsets is not None or columns == _EVERY:
-                return self._cache.get((*key, _EVERY), lambda: self._fetched(b, _EVERY), _weigh)
-            return self._cache.get((*key, columns), lambda: self._fetched(b, columns), _weigh)
+            if self._offsets is not None:  # the streaming layout is read by the whole message
+                columns = _EVERY
+            key = (self._file.name, b, columns)
+            return self._cache.get(key, lambda: self._fetched(b, columns), _weigh)
         latest = self._latest
         if latest is None or latest[0] != b:
             latest = self._latest = (b, self._read(b, _EVERY))
@@ -118,11 +117,7 @@ def layout(file: File, samples: int) -> tuple[list[int], list[int] | None]:
         raise DataError(f"shard {file.name} does not have the schema of a sample.\n  {fix}")
     if sum(rows) != samples:
         raise DataError(f"shard {file.name} holds {sum(rows)} samples, the manifest says {samples}.\n  {fix}")
-    ends, total = [], 0
-    for count in rows:
-        total += count
-        ends.append(total)
-    return ends, offsets
+    return list(accumulate(rows)), offsets
 
 
 def _footer(file: File, mapped: pa.Buffer | None) -> tuple[list[int] | None, None]:
