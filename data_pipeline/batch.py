@@ -1,7 +1,8 @@
 """The tensors that a model gets.
 
-Legend: B rows, T positions a row, N images, S pixels a side, G patches a side.
-Rows are packed: several documents stand in one row, and no document sees another.
+Legend: B rows, T positions a row, N images, P patches of all images, p pixels of a patch's side.
+Rows are packed: several documents stand in one row, and no document sees another. Images are packed too: each
+has as many patches as its own size gives. An image here is one tile: a picture, or a quarter of a split one.
 """
 
 from dataclasses import dataclass, fields
@@ -15,6 +16,8 @@ IGNORE = -100
 
 PAD_DOCUMENT = 0
 """Document id of padding; real documents count from 1 within their row."""
+
+_ON_HOST = ("grids", "sample_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +34,10 @@ class Batch:
     labels: "torch.Tensor"  # int64[B, T]
     positions: "torch.Tensor"  # int64[B, T]; from 0 in each document
     document_ids: "torch.Tensor"  # int64[B, T]; PAD_DOCUMENT where padded
-    image_ids: "torch.Tensor"  # int64[B, T]; 1 + index into pixels at visual positions, else 0
-    pixels: "torch.Tensor"  # float32[N, 3, S, S] in -1..1; N may be 0
-    patch_mask: "torch.Tensor"  # bool[N, G, G]; False on padding
+    image_ids: "torch.Tensor"  # int64[B, T]; 1 + index into grids at visual positions, else 0
+    patches: "torch.Tensor"  # uint8[P, 3, p, p]; grey levels, image after image, row by row; P may be 0
+    patch_index: "torch.Tensor"  # int64[P, 3]; (image, row, column) of each patch
+    grids: tuple[tuple[int, int], ...] = ()  # N times (rows, columns) of patches, on the host
     sample_ids: tuple[tuple[str, ...], ...] = ()  # per row, the samples in it, in order
 
     @property
@@ -41,5 +45,5 @@ class Batch:
         return int((self.labels != IGNORE).sum())
 
     def to(self, device: "torch.device | str") -> "Batch":
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "sample_ids"}
-        return Batch(**moved, sample_ids=self.sample_ids)
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in _ON_HOST}
+        return Batch(**moved, grids=self.grids, sample_ids=self.sample_ids)

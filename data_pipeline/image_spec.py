@@ -37,32 +37,83 @@ class Perceiver(BaseModel):
 Connector = Annotated[PixelShuffle | Perceiver, Field(discriminator="kind")]
 
 
+SPLIT_TILES = 5
+"""Tiles of a split picture: its four quarters, row by row, and then the whole."""
+
+
 class ImageSpec(BaseModel):
-    """Images keep their aspect ratio: the longest side becomes `side` pixels, the rest is padding."""
+    """The size of a picture in patches, by Idefics2's rule (arXiv 2405.02246, section 3; its published image
+    processor has longest_edge 980, shortest_edge 378 and patches of 14).
+
+    A tile is what the tower sees as one image: a whole picture, or one quarter of a split one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    side: int = Field(64, ge=8, description="pixels of the longest side")
+    longest_edge: int = Field(64, ge=1, description="a longer side is scaled down to so many pixels")
+    shortest_edge: int = Field(1, ge=1, description="a shorter side is stretched to so many pixels")
     patch: int = Field(8, ge=1, description="pixels of a patch's side")
     max_pixels: int = Field(50_000_000, ge=1, description="an image with more is refused unread")
 
     @model_validator(mode="after")
-    def _divides(self) -> "ImageSpec":
-        if self.side % self.patch:
-            raise ValueError(f"side ({self.side}) must be a multiple of patch ({self.patch})")
+    def _edges(self) -> "ImageSpec":
+        if self.longest_edge % self.patch:
+            raise ValueError(f"longest_edge ({self.longest_edge}) must be a multiple of patch ({self.patch})")
+        if self.shortest_edge > self.longest_edge:
+            raise ValueError(
+                f"shortest_edge ({self.shortest_edge}) is larger than longest_edge ({self.longest_edge})"
+            )
         return self
 
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Pixels (width, height) after resizing: the longer side at most `longest_edge`, the aspect kept, and
+        then each side at least `shortest_edge`, which does not keep it. Nothing else is scaled up.
+        """
+        aspect = width / height
+        if width >= height and width > self.longest_edge:
+            # As Idefics2 rounds: the division and int() decide which pixel rows there are.
+            width, height = self.longest_edge, int(self.longest_edge / aspect)
+        elif height > width and height > self.longest_edge:
+            width, height = int(self.longest_edge * aspect), self.longest_edge
+        return max(width, self.shortest_edge), max(height, self.shortest_edge)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, columns) of patches of a tile of so many pixels, before resizing.
+
+        Pixels at the right and lower edge that do not fill a patch are left out. A side below one patch is
+        padded to one.
+        """
+        columns, rows = (max(1, side // self.patch) for side in self.size(width, height))
+        return rows, columns
+
+    def tiles(self, width: int, height: int, split: bool = False) -> tuple[tuple[int, int], ...]:
+        """The grid of each tile of a picture: one, or SPLIT_TILES. The sizes are of the upright picture."""
+        return tuple(self.grid(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes(width, height, split))
+
     @property
-    def grid(self) -> int:
-        """Patches per side of the padded square."""
-        return self.side // self.patch
+    def largest_grid(self) -> int:
+        """Patches per side of the largest tile."""
+        return self.longest_edge // self.patch
 
     def tokens(self, connector: PixelShuffle | Perceiver) -> int:
-        """Visual tokens that one image takes in the sequence."""
+        """Visual tokens that one tile takes in the sequence, whatever its size."""
         if isinstance(connector, Perceiver):
             return connector.latents
-        if self.grid % connector.factor:
+        if self.largest_grid % connector.factor:
             raise ValueError(
-                f"{self.grid} patches a side (side {self.side} / patch {self.patch}) "
+                f"{self.largest_grid} patches a side (longest_edge {self.longest_edge} / patch {self.patch}) "
                 f"do not divide by the pixel shuffle factor {connector.factor}"
             )
-        return (self.grid // connector.factor) ** 2
+        return (self.largest_grid // connector.factor) ** 2
+
+
+def boxes(width: int, height: int, split: bool) -> tuple[tuple[int, int, int, int], ...]:
+    """(left, upper, right, lower) of each tile, in the picture's own pixels: cut before it is resized."""
+    whole = (0, 0, width, height)
+    if not split:
+        return (whole,)
+    return *((x0, y0, x1, y1) for y0, y1 in _halves(height) for x0, x1 in _halves(width)), whole
+
+
+def _halves(side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A side of one pixel, which has no halves, is given twice."""
+    return (0, max(1, side // 2)), (min(side // 2, side - 1), side)

@@ -9,7 +9,7 @@ recorded objects; the language model learns the dataset's text. Neither ever see
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_json
 from data_pipeline.sample import Sample
 from data_pipeline.stream.chat import Unusable, render
+from data_pipeline.stream.collate import flat
 from data_pipeline.stream.datasets import Datasets
-from data_pipeline.stream.decode import decode
+from data_pipeline.stream.decode import Picture, decode
 from data_pipeline.stream.tokens import Tokenizer, train_tokenizer
 from trainer.config import LanguageBackbone, Recipe, VisionBackbone
 from trainer.engine.schedule import lr_factor
-from trainer.models.vision import patch_features, save_vision
+from trainer.models.vision import ATTENTION, patch_features, save_vision
 
 FOREGROUND = 0.5
 """A pixel (-1 to 1) this far from the background's median in any channel is drawn."""
@@ -132,83 +133,93 @@ def _train_vision(recipe: Recipe, config: VisionBackbone, scenes: Path, out: Pat
     less about what red things share. Without the head for places features forget where they are.
     """
     image = recipe.model.image
-    pixels, masks, labels = _labelled_patches(scenes, recipe)
-    labels["place"] = torch.arange(image.grid**2).expand(len(pixels), -1)
+    pictures, labels = _labelled_patches(scenes, recipe)
     tower = Idefics2VisionTransformer(
         Idefics2VisionConfig(
             hidden_size=config.width,
             intermediate_size=4 * config.width,
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
-            image_size=image.side,
+            image_size=image.longest_edge,
             patch_size=image.patch,
         )
     )
-    heads = nn.ModuleDict({k: nn.Linear(config.width, int(v.max()) + 1) for k, v in labels.items()})
+    tower.set_attn_implementation(ATTENTION)
+    heads = nn.ModuleDict(
+        {k: nn.Linear(config.width, int(torch.cat(v).max()) + 1) for k, v in labels.items()}
+    )
     probe = nn.ModuleList([tower, heads])
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
     draw = torch.Generator().manual_seed(recipe.seed)
-    held = max(1, len(pixels) // 20)  # of the training split, kept apart to measure
+    held = max(1, len(pictures) // 20)  # of the training split, kept apart to measure
+
+    def read(numbers: Sequence[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Features [P, W] of these pictures, and the labels int64[P] of their patches."""
+        shown = [pictures[n] for n in numbers]
+        features = patch_features(tower, *flat(shown, image), [p.grid for p in shown])
+        return features, {k: torch.cat([v[n] for n in numbers]) for k, v in labels.items()}
+
     for _ in _steps("vision tower", config.steps, optimizer, config.lr):
-        rows = torch.randint(held, len(pixels), (config.batch,), generator=draw)
-        features = patch_features(tower, pixels[rows], masks[rows]).flatten(0, 1)
-        loss = sum(F.cross_entropy(heads[k](features), v[rows].flatten()) for k, v in labels.items())
+        rows = torch.randint(held, len(pictures), (config.batch,), generator=draw)
+        features, wanted = read(rows.tolist())
+        loss = sum(F.cross_entropy(heads[k](features), v) for k, v in wanted.items())
         loss.backward()
         _apply(probe, optimizer, loss)
     tower.eval()
     with torch.no_grad():
-        features = patch_features(tower, pixels[:held], masks[:held])
-        right = [heads[k](features).argmax(-1) == labels[k][:held] for k in ("shape", "colour")]
+        features, wanted = read(range(held))
+        right = [heads[k](features).argmax(-1) == wanted[k] for k in ("shape", "colour")]
     save_vision(tower, out)
-    drawn = labels["shape"][:held] > 0
+    drawn = wanted["shape"] > 0
     return float((right[0] & right[1])[drawn].float().mean())
 
 
-def _labelled_patches(
-    scenes: Path, recipe: Recipe
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """pixels float32[N, 3, S, S], masks bool[N, G, G], and per attribute labels int64[N, G * G]."""
+def _labelled_patches(scenes: Path, recipe: Recipe) -> tuple[list[Picture], dict[str, list[torch.Tensor]]]:
+    """The pictures, and per attribute and picture the labels of its patches: int64[rows * columns]."""
     image = recipe.model.image
     seen: set[str] = set()
-    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+    pictures: list[Picture] = []
     objects: list[list[dict[str, Any]]] = []
     for sample in _samples([scenes]):
         about = json.loads(sample.general_metadata or "{}")
         if not about.get("objects") or len(sample.media) != 1 or sample.media[0].media_id in seen:
             continue
         seen.add(sample.media[0].media_id)
-        picture = decode(sample.image_bytes[0], image)
-        rows.append((picture.pixels, picture.patch_mask))
+        pictures.extend(decode(sample.image_bytes[0], image))
         objects.append(about["objects"])
-    if len(rows) < 40:
+    if len(pictures) < 40:
         raise DataError(
-            f"{scenes} holds {len(rows)} samples with recorded objects; the tower needs at least 40.\n"
+            f"{scenes} holds {len(pictures)} samples with recorded objects; the tower needs at least 40.\n"
             "  Build them:  fovea data build demo --out DIR, then pass --scenes DIR"
         )
-    pixels, masks = (torch.stack(list(t)) for t in zip(*rows, strict=True))
-    owner = torch.stack([_owners(p, o, image.grid) for p, o in zip(pixels, objects, strict=True)])
+    owners = [_owners(p, o) for p, o in zip(pictures, objects, strict=True)]
     labels = {}
     for attribute in ("shape", "colour"):
         names = sorted({o[attribute] for os in objects for o in os})
-        values = [[0, *(1 + names.index(o[attribute]) for o in os)] for os in objects]
-        longest = max(map(len, values))
-        table = torch.tensor([v + [0] * (longest - len(v)) for v in values])
-        labels[attribute] = table.gather(1, owner)
-    return pixels, masks, labels
+        values = [torch.tensor([0, *(1 + names.index(o[attribute]) for o in os)]) for os in objects]
+        labels[attribute] = [v[owner] for v, owner in zip(values, owners, strict=True)]
+    side = image.largest_grid
+    places = torch.arange(side**2).view(side, side)
+    labels["place"] = [places[: p.grid[0], : p.grid[1]].flatten() for p in pictures]
+    return pictures, labels
 
 
-def _owners(picture: torch.Tensor, objects: list[dict[str, Any]], grid: int) -> torch.Tensor:
-    """int64[G * G]: 0 for background, else 1 + the number of the object that fills most of the patch."""
-    side = picture.shape[-1]
-    background = picture.flatten(1).median(dim=1).values[:, None, None]
-    drawn = ((picture - background).abs().amax(dim=0) > FOREGROUND).float()
-    most = torch.full((grid, grid), 0.2)  # below this share a patch counts as background
-    owner = torch.zeros(grid, grid, dtype=torch.int64)
+def _owners(picture: Picture, objects: list[dict[str, Any]]) -> torch.Tensor:
+    """int64[rows * columns]: 0 for background, else 1 + the number of the object that fills most of it."""
+    (rows, columns), p = picture.grid, picture.patches.shape[-1]
+    height, width = rows * p, columns * p
+    blocks = torch.from_numpy(picture.patches).view(rows, columns, 3, p, p)
+    pixels = blocks.permute(2, 0, 3, 1, 4).reshape(3, height, width) / 127.5 - 1
+    background = pixels.flatten(1).median(dim=1).values[:, None, None]
+    drawn = ((pixels - background).abs().amax(dim=0) > FOREGROUND).float()
+    most = torch.full((rows, columns), 0.2)  # below this share a patch counts as background
+    owner = torch.zeros(rows, columns, dtype=torch.int64)
     for n, o in enumerate(objects, start=1):
-        x0, y0, x1, y1 = (round(float(v) * side) for v in o["box"])
+        sides = (width, height, width, height)
+        x0, y0, x1, y1 = (round(float(v) * s) for v, s in zip(o["box"], sides, strict=True))
         inside = torch.zeros_like(drawn)
         inside[y0:y1, x0:x1] = drawn[y0:y1, x0:x1]
-        share = inside.reshape(grid, side // grid, grid, side // grid).mean(dim=(1, 3))
+        share = inside.reshape(rows, p, columns, p).mean(dim=(1, 3))
         owner[share > most] = n
         most = torch.maximum(most, share)
     return owner.flatten()

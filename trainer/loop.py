@@ -54,7 +54,7 @@ def train_step(run: Run) -> Metrics:
     set_lr(engine, lr)
 
     batches = run.stream.next()
-    counts = [(b.target_tokens, int((b.document_ids > 0).sum()), len(b.pixels)) for b in batches]
+    counts = [(b.target_tokens, int((b.document_ids > 0).sum()), len(b.grids)) for b in batches]
     targets, tokens, images = all_sum(world, *(sum(c) for c in zip(*counts, strict=True)))
 
     # DeepSpeed divides by accumulation and averages over ranks; undo both, divide by the targets of all.

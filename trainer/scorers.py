@@ -23,7 +23,7 @@ from data_pipeline.manifest import sha256_file
 from data_pipeline.sample import Sample, Segment
 from data_pipeline.stream.chat import Rendered, Unusable, render
 from data_pipeline.stream.collate import Document, collate
-from data_pipeline.stream.decode import FORMATS, DecodeError, Picture, decode
+from data_pipeline.stream.decode import FORMATS, DecodeError, blank, decode
 from data_pipeline.stream.pack import Piece
 from trainer.engine.checkpoint import COMPLETE
 from trainer.trained import Trained, open_trained
@@ -196,7 +196,7 @@ class FoveaScorer:
 
     def __init__(self, path: str) -> None:
         self._trained: Trained = open_trained(Path(path))
-        self.version = "1-" + sha256_file(self._trained.checkpoint.path / COMPLETE)[:12]
+        self.version = "2-" + sha256_file(self._trained.checkpoint.path / COMPLETE)[:12]
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._trained.model.to(self._device)
 
@@ -230,7 +230,9 @@ class FoveaScorer:
             )
         try:
             tokens = render(sample, t.tokenizer, t.recipe.model.image_tokens, "answers")
-            pictures = tuple(decode(sample.image_bytes[m], t.recipe.model.image) for m in tokens.images)
+            pictures = tuple(
+                tile for m in tokens.images for tile in decode(sample.image_bytes[m], t.recipe.model.image)
+            )
         except (Unusable, DecodeError):
             return None
         tokens = _shortened(tokens, t.stage.sequence_length)
@@ -240,10 +242,8 @@ class FoveaScorer:
 
     @torch.no_grad()
     def _gain(self, documents: list[Document]) -> list[float]:
-        blanks = [
-            replace(d, pictures=tuple(Picture(torch.zeros_like(p.pixels), p.patch_mask) for p in d.pictures))
-            for d in documents
-        ]
+        spec = self._trained.recipe.model.image
+        blanks = [replace(d, pictures=tuple(blank(spec, p.grid) for p in d.pictures)) for d in documents]
         seen, blind = (self._likelihood(d) for d in (documents, blanks))
         return (seen - blind).tolist()
 

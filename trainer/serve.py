@@ -104,7 +104,7 @@ class Chat:
         sample = _sample(request.messages)
         try:
             rendered = prompt(sample, self.tokenizer, self.image_tokens, turn=_answers(request.messages))
-            pictures = [decode(sample.image_bytes[m], self.image) for m in rendered.images]
+            pictures = [tile for m in rendered.images for tile in decode(sample.image_bytes[m], self.image)]
         except (Unusable, DecodeError, ValueError) as e:
             raise Refused(str(e)) from None
         if len(rendered) > MAX_PROMPT_TOKENS:
@@ -112,8 +112,7 @@ class Chat:
         made = Prompt(
             input_ids=rendered.input_ids.tolist(),
             image_ids=rendered.image_ids.tolist(),
-            pixels=[p.pixels for p in pictures],
-            patch_masks=[p.patch_mask for p in pictures],
+            pictures=pictures,
         )
         return made, self.tokenizer.eos_id if sample.kind == "caption" else self.tokenizer.end_id
 

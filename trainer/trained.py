@@ -143,20 +143,20 @@ def export_trained(trained: Trained, out: Path) -> dict[str, Any]:
 def _probe(recipe: Recipe, tokenizer: Tokenizer) -> Batch:
     """A batch of one random document with a random picture: enough to tell two models apart."""
     draw = torch.Generator().manual_seed(recipe.seed)
-    side, grid, count = recipe.model.image.side, recipe.model.image.grid, recipe.model.image_tokens
+    image, count = recipe.model.image, recipe.model.image_tokens
+    grid = (image.largest_grid, max(1, image.largest_grid - 1))
     text = torch.randint(0, tokenizer.text_vocab_size, (32,), generator=draw).numpy()
     span = np.full(count, tokenizer.image_id)
     ids = np.concatenate([[tokenizer.image_start_id], span, [tokenizer.image_end_id], text])
     visual = (ids == tokenizer.image_id).astype(np.int64)
     document = Rendered(input_ids=ids, loss=np.zeros(len(ids), np.bool_), image_ids=visual, images=(0,))
-    picture = Picture(
-        pixels=torch.rand(3, side, side, generator=draw) * 2 - 1,
-        patch_mask=torch.ones(grid, grid, dtype=torch.bool),
+    patches = torch.randint(
+        0, 256, (grid[0] * grid[1], 3, image.patch, image.patch), dtype=torch.uint8, generator=draw
     )
     return collate(
-        [[Document(Piece("probe", "probe", 0, document), (picture,))]],
+        [[Document(Piece("probe", "probe", 0, document), (Picture(patches.numpy(), grid),))]],
         tokenizer=tokenizer,
-        image=recipe.model.image,
+        image=image,
         image_tokens=count,
         sequence_length=len(ids),
     )

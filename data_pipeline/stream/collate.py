@@ -43,7 +43,7 @@ def collate(
         start = 0
         for number, document in enumerate(row, start=1):
             tokens = document.piece.tokens
-            _check(document, tokenizer, image_tokens, sequence_length - start)
+            _check(document, tokenizer, image, image_tokens, sequence_length - start)
             at = slice(start, start + len(tokens))
             input_ids[b, at] = tokens.input_ids
             labels[b, at] = _labels(document)
@@ -52,21 +52,37 @@ def collate(
             image_ids[b, at] = np.where(tokens.image_ids > 0, tokens.image_ids + len(pictures), 0)
             pictures.extend(document.pictures)
             start = at.stop
-    pixels = torch.zeros(len(pictures), 3, image.side, image.side)
-    patch_mask = torch.zeros(len(pictures), image.grid, image.grid, dtype=torch.bool)
-    for n, picture in enumerate(pictures):
-        pixels[n] = picture.pixels
-        patch_mask[n] = picture.patch_mask
+    patches, patch_index = flat(pictures, image)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         labels=torch.from_numpy(labels),
         positions=torch.from_numpy(positions),
         document_ids=torch.from_numpy(document_ids),
         image_ids=torch.from_numpy(image_ids),
-        pixels=pixels,
-        patch_mask=patch_mask,
+        patches=patches,
+        patch_index=patch_index,
+        grids=tuple(p.grid for p in pictures),
         sample_ids=tuple(tuple(d.piece.sample_id for d in row) for row in rows),
     )
+
+
+def flat(pictures: Sequence[Picture], image: ImageSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patches of all pictures, one after another: uint8[P, 3, p, p], and int64[P, 3] where each stands.
+
+    Raises DataError where one was not made by `image`: on the accelerator that is a crash without a name.
+    """
+    for number, picture in enumerate(pictures):
+        if fault := _misfit(picture, image):
+            raise DataError(f"picture {number}: {fault}")
+    none = np.empty((0, 3, image.patch, image.patch), dtype=np.uint8)
+    patches = np.concatenate([none, *(picture.patches for picture in pictures)])
+    index = np.empty((len(patches), 3), dtype=np.int64)
+    end = 0
+    for n, (rows, columns) in enumerate(picture.grid for picture in pictures):
+        at = slice(end, end := end + rows * columns)
+        index[at, 0] = n
+        index[at, 1], index[at, 2] = divmod(np.arange(rows * columns), columns)
+    return torch.from_numpy(patches), torch.from_numpy(index)
 
 
 def _labels(document: Document) -> np.ndarray:
@@ -78,7 +94,7 @@ def _labels(document: Document) -> np.ndarray:
     return labels
 
 
-def _check(document: Document, tokenizer: Tokenizer, image_tokens: int, room: int) -> None:
+def _check(document: Document, tokenizer: Tokenizer, image: ImageSpec, image_tokens: int, room: int) -> None:
     """Here, where the sample's name is known: on the accelerator each of these is a crash without one."""
     piece, tokens = document.piece, document.piece.tokens
     where = f"sample {piece.sample_id} of source '{piece.source}' (index {piece.index})"
@@ -87,7 +103,7 @@ def _check(document: Document, tokenizer: Tokenizer, image_tokens: int, room: in
     ids = tokens.input_ids
     if len(ids) and not (ids.min() >= 0 and ids.max() < len(tokenizer)):
         raise DataError(f"{where}: token ids {ids.min()}..{ids.max()}, allowed are 0..{len(tokenizer) - 1}")
-    if tokens.loss[:1].any() or (ids[tokens.loss] >= tokenizer.text_vocab_size).any():
+    if tokens.loss[:1].any() or not tokenizer.may_be_target[ids[tokens.loss]].all():
         raise DataError(f"{where}: a visual or first token is marked as a target")
     if not np.array_equal(ids == tokenizer.image_id, tokens.image_ids > 0):
         raise DataError(f"{where}: image tokens stand outside the image spans")
@@ -97,3 +113,19 @@ def _check(document: Document, tokenizer: Tokenizer, image_tokens: int, room: in
             f"{where}: {len(document.pictures)} pictures of {image_tokens} tokens each, "
             f"but spans of {spans.tolist()}"
         )
+    for picture in document.pictures:
+        if fault := _misfit(picture, image):
+            raise DataError(f"{where}: {fault}")
+
+
+def _misfit(picture: Picture, image: ImageSpec) -> str | None:
+    """Why no tower of `image` takes this picture; None where it does."""
+    (rows, columns), p = picture.grid, image.patch
+    if not 1 <= min(rows, columns) <= max(rows, columns) <= image.largest_grid:
+        return f"a picture of {rows} x {columns} patches, allowed are 1 to {image.largest_grid} a side"
+    if picture.patches.shape != (rows * columns, 3, p, p) or picture.patches.dtype != np.uint8:
+        return (
+            f"patches {picture.patches.dtype} of {picture.patches.shape}, expected are uint8 of "
+            f"{(rows * columns, 3, p, p)}"
+        )
+    return None

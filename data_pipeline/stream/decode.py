@@ -1,4 +1,4 @@
-"""Encoded bytes to a picture of the model's size. S pixels a side, G patches a side.
+"""Encoded bytes to patches: Idefics2's image processing, without its padding. p pixels of a patch's side.
 
 Bytes come from the open web: the header is judged before any pixel is decoded, and only four formats open.
 """
@@ -7,13 +7,15 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
-from data_pipeline.image_spec import ImageSpec
+from data_pipeline.image_spec import ImageSpec, boxes
 from data_pipeline.orientation import TAG, UPRIGHT
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+GREY = 128
+"""The level nearest to 0 after the model's normalisation: what fills a blank tile, or one below a patch."""
 
 
 class DecodeError(Exception):
@@ -26,22 +28,27 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as the vision tower takes it: top left in the square, padding 0."""
+    """One tile as the vision tower takes it. `patches` stand row by row; len(patches) = rows x columns."""
 
-    pixels: torch.Tensor  # float32[3, S, S] in -1..1
-    patch_mask: torch.Tensor  # bool[G, G]; True where a patch holds any real pixel
+    patches: np.ndarray  # uint8[rows * columns, 3, p, p]
+    grid: tuple[int, int]  # (rows, columns)
 
 
-def decode(data: bytes | None, spec: ImageSpec) -> Picture:
-    """The picture in `data`, its longest side scaled to `spec.side` (up or down), its aspect kept.
+def decode(data: bytes | None, spec: ImageSpec, split: bool = False) -> tuple[Picture, ...]:
+    """The tiles of the picture in `data`: itself, or with `split` its four quarters and then itself.
 
-    The first frame of an animation; alpha over white; EXIF orientation applied. Raises DecodeError.
+    The first frame of an animation; EXIF orientation applied; alpha over white. Raises DecodeError.
     """
     if not data:
         raise DecodeError("no bytes")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _fit(_rgb(image, spec), spec)
+            upright = _rgb(image, spec)
+            whole = (0, 0, *upright.size)
+            return tuple(
+                _patchify(upright if box == whole else upright.crop(box), spec)
+                for box in boxes(*upright.size, split)
+            )
     except DecodeError:
         raise
     except Image.UnidentifiedImageError:
@@ -52,33 +59,29 @@ def decode(data: bytes | None, spec: ImageSpec) -> Picture:
         raise DecodeError("broken image", f"{type(e).__name__}: {e}") from None
 
 
-def blank(spec: ImageSpec) -> Picture:
-    """What stands in for a picture that could not be decoded: zeros under a full mask.
-
-    The tower needs at least one patch; an all-False mask would make attention over nothing.
-    """
-    return Picture(
-        pixels=torch.zeros(3, spec.side, spec.side),
-        patch_mask=torch.ones(spec.grid, spec.grid, dtype=torch.bool),
-    )
+def blank(spec: ImageSpec, grid: tuple[int, int]) -> Picture:
+    """What stands in for a tile that could not be decoded: grey, of the size that was planned for it."""
+    rows, columns = grid
+    return Picture(np.full((rows * columns, 3, spec.patch, spec.patch), GREY, dtype=np.uint8), grid)
 
 
 def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """The image upright, in RGB, with the longest side at `spec.side`."""
+    """The image in its own size, upright, in RGB.
+
+    A JPEG is decoded whole: libjpeg's smaller decoding (`draft`) is another filter, and up to 64 grey levels
+    off after resizing (tests/benchmarks/bench_image_processing.py).
+    """
     width, height = image.size
     if width * height > spec.max_pixels:
         raise DecodeError("too many pixels", f"{width} x {height}, allowed are {spec.max_pixels:,}")
-    scale = spec.side / max(width, height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # JPEG can be decoded at 1/2, 1/4 or 1/8: twice the wanted size is kept for the final filter.
-    image.draft("RGB", (2 * size[0], 2 * size[1]))
     turn = UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):  # 16-bit gray: a plain conversion would clip it to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     return image if turn is None else image.transpose(turn)
 
 
@@ -89,11 +92,15 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _fit(image: Image.Image, spec: ImageSpec) -> Picture:
-    values = np.array(image, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
-    _, height, width = values.shape
-    pixels = np.zeros((3, spec.side, spec.side), dtype=np.float32)
-    pixels[:, :height, :width] = values
-    mask = np.zeros((spec.grid, spec.grid), dtype=np.bool_)
-    mask[: -(-height // spec.patch), : -(-width // spec.patch)] = True
-    return Picture(pixels=torch.from_numpy(pixels), patch_mask=torch.from_numpy(mask))
+def _patchify(tile: Image.Image, spec: ImageSpec) -> Picture:
+    size = spec.size(*tile.size)
+    if size != tile.size:
+        tile = tile.resize(size, Image.Resampling.BILINEAR)
+    rows, columns = spec.grid(*size)
+    p = spec.patch
+    pixels = np.asarray(tile)[: rows * p, : columns * p]
+    if pixels.shape[:2] != (rows * p, columns * p):
+        missing = [(0, rows * p - pixels.shape[0]), (0, columns * p - pixels.shape[1]), (0, 0)]
+        pixels = np.pad(pixels, missing, constant_values=GREY)
+    blocks = pixels.reshape(rows, p, columns, p, 3).transpose(0, 2, 4, 1, 3)
+    return Picture(np.ascontiguousarray(blocks).reshape(rows * columns, 3, p, p), (rows, columns))

@@ -202,11 +202,11 @@ class _Maker:
         pictures, muted = [], False
         for media in piece.tokens.images:
             try:
-                pictures.append(decode(self.sources[piece.source].picture(piece.index, media), self.image))
+                pictures.extend(decode(self.sources[piece.source].picture(piece.index, media), self.image))
                 self.faults.good()
             except DecodeError as e:
                 skipped.append((piece.sample_id, f"picture: {e.reason}"))
                 self.faults.bad(piece.sample_id, str(e))
-                pictures.append(blank(self.image))
+                pictures.append(blank(self.image, (1, 1)))
                 muted = True
         return Document(piece, tuple(pictures), muted)

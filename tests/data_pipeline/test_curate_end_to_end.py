@@ -442,7 +442,7 @@ def test_the_books_balance_and_the_report_names_every_reason(curated):
 
 
 # ---- what training sees ----
-IMAGE, IMAGE_TOKENS = ImageSpec(side=16, patch=8), 4
+IMAGE, IMAGE_TOKENS = ImageSpec(longest_edge=16, patch=8), 4
 
 
 def stream(directory: Path, tokenizer, names: list[str], length: int = 256) -> Stream:
@@ -484,7 +484,7 @@ def test_training_sees_the_view_and_nothing_of_what_was_excluded(curated, tokeni
     while min((drawn[i] for i in shown), default=0) < 1:
         (batch,) = training.next()
         drawn.update({i for row in training.last_sample_ids for i in row})
-        pictures += len(batch.pixels)
+        pictures += len(batch.grids)
         spans += int((batch.input_ids == tokenizer.image_start_id).sum())
         assert sum(drawn.values()) < 3000, "some samples never come"
     training.close()

@@ -1,16 +1,15 @@
-"""Pictures of every kind land upright in the square, and what is no picture is refused with a reason."""
+"""Pictures of every kind come out upright, in patches, and what is no picture is refused with a reason."""
 
 import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from data_pipeline.image_spec import ImageSpec
-from data_pipeline.stream.decode import DecodeError, blank, decode
+from data_pipeline.stream.decode import GREY, DecodeError, Picture, blank, decode
 
-SPEC = ImageSpec(side=32, patch=8)
+SPEC = ImageSpec(longest_edge=32, patch=8)
 
 
 def encode(image: Image.Image, format: str = "PNG", **more) -> bytes:
@@ -19,33 +18,56 @@ def encode(image: Image.Image, format: str = "PNG", **more) -> bytes:
     return out.getvalue()
 
 
-def color(picture, y: int, x: int) -> list[int]:
-    """The pixel as 0..255."""
-    return ((picture.pixels[:, y, x] + 1) * 127.5).round().int().tolist()
+def whole(picture: Picture) -> np.ndarray:
+    """uint8[H, W, 3] again, patch by patch."""
+    rows, columns = picture.grid
+    p = picture.patches.shape[-1]
+    pixels = np.empty((rows * p, columns * p, 3), np.uint8)
+    for n, patch in enumerate(picture.patches):
+        y, x = n // columns * p, n % columns * p
+        pixels[y : y + p, x : x + p] = patch.transpose(1, 2, 0)
+    return pixels
+
+
+def only(data: bytes | None, spec: ImageSpec = SPEC) -> np.ndarray:
+    (picture,) = decode(data, spec)
+    return whole(picture)
+
+
+def color(pixels: np.ndarray, y: int, x: int) -> list[int]:
+    return pixels[y, x].tolist()
 
 
 @pytest.mark.parametrize(
-    ("size", "patches"),
+    ("size", "grid"),
     [
         ((32, 32), (4, 4)),
         ((64, 32), (2, 4)),
         ((32, 64), (4, 2)),
-        ((16, 9), (3, 4)),  # scaled up to 32 x 18: the third row of patches holds two rows of pixels
+        ((16, 9), (1, 2)),  # not scaled up; the row of pixels below the first patches is left out
         ((1000, 1), (1, 4)),
         ((1, 1000), (4, 1)),
-        ((1, 1), (4, 4)),
+        ((1, 1), (1, 1)),
     ],
 )
-def test_shape_range_and_mask(size: tuple[int, int], patches: tuple[int, int]) -> None:
-    picture = decode(encode(Image.new("RGB", size, "white")), SPEC)
-    assert picture.pixels.dtype == torch.float32
-    assert picture.pixels.shape == (3, 32, 32)
-    expected = torch.zeros(4, 4, dtype=torch.bool)
-    expected[: patches[0], : patches[1]] = True
-    assert torch.equal(picture.patch_mask, expected)
-    assert picture.pixels.max() == 1
-    covered = expected.repeat_interleave(8, 0).repeat_interleave(8, 1)
-    assert (picture.pixels[:, ~covered] == 0).all()
+def test_shape_of_the_patches(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    (picture,) = decode(encode(Image.new("RGB", size, "white")), SPEC)
+    assert picture.patches.dtype == np.uint8
+    assert picture.patches.shape == (grid[0] * grid[1], 3, 8, 8)
+    assert picture.grid == SPEC.grid(*size) == grid
+    assert picture.patches.max() == 255
+
+
+def test_a_picture_of_the_models_size_is_not_touched() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    assert (only(encode(Image.fromarray(pixels))) == pixels).all()
+
+
+def test_a_side_below_one_patch_is_padded_with_grey() -> None:
+    pixels = only(encode(Image.new("RGB", (5, 20), "red")))
+    assert pixels.shape == (16, 8, 3)
+    assert (pixels[:, :5] == [255, 0, 0]).all()
+    assert (pixels[:, 5:] == GREY).all()
 
 
 @pytest.mark.parametrize(
@@ -63,15 +85,15 @@ def test_shape_range_and_mask(size: tuple[int, int], patches: tuple[int, int]) -
 )
 def test_modes(mode: str, fill: object, format: str, expected: list[int]) -> None:
     more = {"lossless": True} if format == "WEBP" else {}
-    picture = decode(encode(Image.new(mode, (8, 8), fill), format, **more), SPEC)
-    assert np.abs(np.array(color(picture, 16, 16)) - expected).max() <= 2
+    pixels = only(encode(Image.new(mode, (8, 8), fill), format, **more))
+    assert np.abs(np.array(color(pixels, 4, 4)) - expected).max() <= 2
 
 
 def test_palette_transparency_becomes_white() -> None:
     image = Image.new("P", (8, 8), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
-    assert color(decode(encode(image), SPEC), 3, 3) == [255, 0, 0]
-    assert color(decode(encode(image, transparency=0), SPEC), 3, 3) == [255] * 3
+    assert color(only(encode(image)), 3, 3) == [255, 0, 0]
+    assert color(only(encode(image, transparency=0)), 3, 3) == [255] * 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -84,9 +106,9 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(away[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = decode(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0), SPEC)
-    assert picture.patch_mask.sum(dim=0).tolist() == [2, 2, 2, 2]
-    red, blue, black = color(picture, 4, 8), color(picture, 12, 8), color(picture, 8, 24)
+    pixels = only(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0))
+    assert pixels.shape == (16, 32, 3)
+    red, blue, black = color(pixels, 4, 8), color(pixels, 12, 8), color(pixels, 8, 24)
     assert red[0] > 230
     assert red[2] < 30
     assert blue[2] > 230
@@ -97,7 +119,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 def test_animation_gives_its_first_frame() -> None:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "lime")]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert color(decode(data, SPEC), 0, 0) == [255, 0, 0]
+    assert color(only(data), 0, 0) == [255, 0, 0]
 
 
 def test_bad_bytes_are_refused_with_a_reason() -> None:
@@ -138,7 +160,8 @@ def test_altered_bytes_raise_nothing_but_decode_errors() -> None:
                 continue
 
 
-def test_blank_stands_in() -> None:
-    picture = blank(SPEC)
-    assert picture.patch_mask.all()
-    assert not picture.pixels.any()
+def test_blank_stands_in_with_the_planned_size() -> None:
+    picture = blank(SPEC, (3, 2))
+    assert picture.grid == (3, 2)
+    assert picture.patches.shape == (6, 3, 8, 8)
+    assert (picture.patches == GREY).all()

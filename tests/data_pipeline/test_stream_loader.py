@@ -17,13 +17,13 @@ from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.image_spec import ImageSpec
 from data_pipeline.stream.chat import Rendered, render
 from data_pipeline.stream.collate import Document, collate
-from data_pipeline.stream.decode import blank
+from data_pipeline.stream.decode import GREY, Picture, blank
 from data_pipeline.stream.faults import Faults
 from data_pipeline.stream.loader import Stream
 from data_pipeline.stream.pack import Piece
 from data_pipeline.stream.source import Source
 
-IMAGE = ImageSpec(side=16, patch=8)
+IMAGE = ImageSpec(longest_edge=16, patch=8)
 IMAGE_TOKENS = 4
 
 
@@ -61,8 +61,11 @@ def stream(dataset, tokenizer):
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
         x.sample_ids == y.sample_ids
+        and x.grids == y.grids
         and all(
-            torch.equal(getattr(x, f.name), getattr(y, f.name)) for f in fields(x) if f.name != "sample_ids"
+            torch.equal(getattr(x, f.name), getattr(y, f.name))
+            for f in fields(x)
+            if f.name not in ("sample_ids", "grids")
         )
         for x, y in zip(a, b, strict=True)
     )
@@ -109,11 +112,15 @@ def check_batch(b: Batch, tokenizer) -> None:
         tensor = getattr(b, name)
         assert tensor.dtype == torch.int64
         assert tensor.shape == (rows, length) == (2, 96)
-    assert b.pixels.shape[1:] == (3, 16, 16)
+    assert b.patches.dtype == torch.uint8
+    assert b.patches.shape[1:] == (3, 8, 8)
+    where = [(n, y, x) for n, (rows, cols) in enumerate(b.grids) for y in range(rows) for x in range(cols)]
+    assert [tuple(place) for place in b.patch_index.tolist()] == where
+    assert len(b.patches) == len(where)
     assert torch.equal(b.input_ids == tokenizer.image_id, b.image_ids > 0)
     assert torch.equal(b.input_ids == tokenizer.pad_id, b.document_ids == PAD_DOCUMENT)
     visual = b.image_ids[b.image_ids > 0].tolist()
-    assert visual == [n + 1 for n in range(len(b.pixels)) for _ in range(IMAGE_TOKENS)]
+    assert visual == [n + 1 for n in range(len(b.grids)) for _ in range(IMAGE_TOKENS)]
     for r in range(rows):
         documents = b.document_ids[r].tolist()
         real = [d for d in documents if d]
@@ -210,18 +217,19 @@ def test_long_documents_go_on_in_the_next_batch(stream, make, tmp_path, tokenize
 
 
 def check_spans(b: Batch) -> None:
-    for n in range(len(b.pixels)):
+    for n in range(len(b.grids)):
         _, t = (b.image_ids == n + 1).nonzero(as_tuple=True)
         assert (t.diff() == 1).all()
         assert len(t) == IMAGE_TOKENS
 
 
-def test_text_only_batches_have_no_pixels(stream, make, tmp_path) -> None:
+def test_text_only_batches_have_no_patches(stream, make, tmp_path) -> None:
     directory = tmp_path / "text"
     made = directory, make.dataset(directory, [make.document(n, pictures=0) for n in range(5)])
     (batch,) = stream(made, global_rows=2, micro_rows=2).next()
-    assert batch.pixels.shape == (0, 3, 16, 16)
-    assert batch.patch_mask.shape == (0, 2, 2)
+    assert batch.patches.shape == (0, 3, 8, 8)
+    assert batch.patch_index.shape == (0, 3)
+    assert batch.grids == ()
 
 
 def test_a_bad_picture_mutes_its_document_and_moves_nothing(stream, make, samples, tmp_path) -> None:
@@ -244,7 +252,8 @@ def test_a_bad_picture_mutes_its_document_and_moves_nothing(stream, make, sample
                 here = a.document_ids == number
                 if name in ("cap3", "chat1"):
                     assert (b.labels[here] == IGNORE).all()
-                    assert b.patch_mask[b.image_ids[here & (b.image_ids > 0)].unique() - 1].all()
+                    (n,) = (b.image_ids[here & (b.image_ids > 0)].unique() - 1).tolist()
+                    assert (b.patches[b.patch_index[:, 0] == n] == GREY).all()
                 else:
                     assert torch.equal(a.labels[here], b.labels[here])
     assert set(broken.skipped) == {"picture: not an image"}
@@ -343,8 +352,10 @@ def test_a_forgotten_stream_ends_its_thread(stream) -> None:
 def test_collate_names_the_sample_at_fault(tokenizer, make) -> None:
     good = render(make.caption(0), tokenizer, IMAGE_TOKENS, "all_text")
 
-    def attempt(tokens: Rendered, pictures: int = 1, length: int = 96) -> None:
-        document = Document(Piece("cap0", "caps", 7, tokens), (blank(IMAGE),) * pictures)
+    some = blank(IMAGE, (2, 1))
+
+    def attempt(tokens: Rendered, pictures: int = 1, length: int = 96, picture: Picture = some) -> None:
+        document = Document(Piece("cap0", "caps", 7, tokens), (picture,) * pictures)
         collate(
             [[document]],
             tokenizer=tokenizer,
@@ -366,6 +377,15 @@ def test_collate_names_the_sample_at_fault(tokenizer, make) -> None:
         attempt(good, pictures=2)
     with pytest.raises(DataError, match="the row has room for 10"):
         attempt(good, length=10)
+    with pytest.raises(DataError, match=r"sample cap0 .*: a picture of 3 x 1 patches, allowed are 1 to 2"):
+        attempt(good, picture=blank(IMAGE, (3, 1)))
+    for wrong in (
+        Picture(some.patches, (2, 2)),
+        Picture(some.patches.astype(np.float32), (2, 1)),
+        blank(ImageSpec(longest_edge=8, patch=4), (2, 1)),
+    ):
+        with pytest.raises(DataError, match=r"sample cap0 .*: patches .*, expected are uint8 of \("):
+            attempt(good, picture=wrong)
 
 
 def test_fill_is_high_with_short_documents(stream) -> None:

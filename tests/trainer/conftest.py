@@ -19,7 +19,7 @@ backbones:
   vision: {width: 16, layers: 1, heads: 2, steps: 2, batch: 4}
   language: {width: 32, layers: 2, heads: 2, kv_heads: 1, vocabulary: 300, steps: 2, batch: 2}
 model:
-  image: {side: 32, patch: 8}
+  image: {longest_edge: 32, patch: 8}
   connector: {kind: pixel_shuffle, factor: 2}
 defaults:
   global_batch: 4

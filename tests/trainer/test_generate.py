@@ -1,5 +1,6 @@
 """Greedy decoding with a cache and padding, against decoding one prompt by whole forward passes."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
@@ -8,10 +9,13 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.image_spec import ImageSpec, PixelShuffle
+from data_pipeline.stream.collate import flat
+from data_pipeline.stream.decode import Picture
 from trainer.evaluation.generate import Prompt, generate
 from trainer.models.build import build_model
 from trainer.models.config import Model
 
+IMAGE_SPEC = ImageSpec(longest_edge=32, patch=8)
 VOCABULARY, START, END, IMAGE = 40, 40, 41, 42
 
 
@@ -35,7 +39,7 @@ def make_model(mask="image_full", **language):
         "initializer_range": 0.5,
         "attn_implementation": "sdpa",
     }
-    config = Model(image=ImageSpec(side=32, patch=8), connector=PixelShuffle(factor=2))
+    config = Model(image=IMAGE_SPEC, connector=PixelShuffle(factor=2))
     lm = MistralForCausalLM(MistralConfig(**(page | language)))
     return build_model(config, Idefics2VisionTransformer(vision), lm, mask)
 
@@ -45,20 +49,22 @@ def prompt(text, *seeds):
     for number, _ in enumerate(seeds, start=1):
         ids += [START, IMAGE, IMAGE, IMAGE, IMAGE, END]
         flags += [0, number, number, number, number, 0]
-    generator = [torch.Generator().manual_seed(s) for s in seeds]
-    mask = torch.ones(4, 4, dtype=torch.bool)
-    mask[3:] = False
     return Prompt(
         input_ids=ids + text,
         image_ids=flags + [0] * len(text),
-        pixels=[torch.randn(3, 32, 32, generator=g) for g in generator],
-        patch_masks=[mask for _ in seeds],
+        pictures=[picture(s, (3, 4 if s % 2 else 2)) for s in seeds],
     )
+
+
+def picture(seed, grid):
+    shape = (grid[0] * grid[1], 3, 8, 8)
+    return Picture(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), grid)
 
 
 def slowly(model, one, steps):
     """Greedy tokens by a whole forward pass each: no cache, no padding, no batch."""
     ids, flags, out = list(one.input_ids), list(one.image_ids), []
+    patches, patch_index = flat(one.pictures, IMAGE_SPEC)
     for _ in range(steps):
         input_ids = torch.tensor([ids])
         batch = Batch(
@@ -67,8 +73,9 @@ def slowly(model, one, steps):
             positions=torch.arange(len(ids))[None],
             document_ids=torch.ones_like(input_ids),
             image_ids=torch.tensor([flags]),
-            pixels=torch.stack(one.pixels) if one.pixels else torch.zeros(0, 3, 32, 32),
-            patch_mask=torch.stack(one.patch_masks) if one.pixels else torch.zeros(0, 4, 4, dtype=torch.bool),
+            patches=patches,
+            patch_index=patch_index,
+            grids=tuple(p.grid for p in one.pictures),
         )
         out.append(int(model.logits(batch)[0, -1].argmax()))
         ids, flags = [*ids, out[-1]], [*flags, 0]
@@ -131,8 +138,7 @@ def test_prompts_that_do_not_fit_are_refused():
     short = Prompt(
         input_ids=PROMPTS[0].input_ids[2:],
         image_ids=PROMPTS[0].image_ids[2:],
-        pixels=PROMPTS[0].pixels,
-        patch_masks=PROMPTS[0].patch_masks,
+        pictures=PROMPTS[0].pictures,
     )
     with pytest.raises(DataError, match=r"3 positions .* 4 features"):
         generate(make_model(), [PROMPTS[1], short], max_new_tokens=1, eos_id=None, pad_id=0)

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,6 +13,8 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
+from data_pipeline.stream.collate import flat
+from data_pipeline.stream.decode import Picture
 from trainer.models.build import build_model
 from trainer.models.config import Model
 from trainer.models.freeze import freeze
@@ -43,7 +46,7 @@ def make_model(connector=SHUFFLE, mask="image_full", seed=0, **language):
         "initializer_range": 0.2,
         "attn_implementation": "sdpa",
     }
-    config = Model(image=ImageSpec(side=32, patch=8), connector=connector)
+    config = Model(image=ImageSpec(longest_edge=32, patch=8), connector=connector)
     lm = MistralForCausalLM(MistralConfig(**(page | language)))
     return build_model(config, Idefics2VisionTransformer(vision), lm, mask)
 
@@ -57,35 +60,34 @@ def document(tokens, image=False, tokens_per_image=4, seed=0):
     return ids, flags
 
 
-def picture(seed, rows=4):
-    pixels = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    mask = torch.zeros(4, 4, dtype=torch.bool)
-    mask[:rows] = True
-    return pixels, mask
+def picture(seed, rows=4, columns=4):
+    patches = np.random.default_rng(seed).integers(0, 256, (rows * columns, 3, 8, 8), dtype=np.uint8)
+    return Picture(patches, (rows, columns))
 
 
 def pack(*rows, length=None):
     """Rows of documents, each (ids, flags) of `document` and its picture or None -> Batch."""
     length = length or max(sum(len(ids) for (ids, _), _ in row) for row in rows)
     fields = {k: [] for k in ("input_ids", "labels", "positions", "document_ids", "image_ids")}
-    pixels, masks = [], []
+    pictures = []
     for row in rows:
         line = {k: [] for k in fields}
         for number, ((ids, flags), image) in enumerate(row, start=1):
             if image is not None:
-                pixels.append(image[0])
-                masks.append(image[1])
+                pictures.append(image)
             line["input_ids"] += ids
             line["labels"] += [i if i < VOCABULARY else -100 for i in ids[1:]] + [-100]
             line["positions"] += range(len(ids))
             line["document_ids"] += [number] * len(ids)
-            line["image_ids"] += [f * len(pixels) for f in flags]
+            line["image_ids"] += [f * len(pictures) for f in flags]
         for name, filler in zip(fields, (0, -100, 0, 0, 0), strict=True):
             fields[name].append(line[name] + [filler] * (length - len(line[name])))
+    patches, patch_index = flat(pictures, ImageSpec(longest_edge=32, patch=8))
     return Batch(
         **{k: torch.tensor(v) for k, v in fields.items()},
-        pixels=torch.stack(pixels) if pixels else torch.zeros(0, 3, 32, 32),
-        patch_mask=torch.stack(masks) if masks else torch.zeros(0, 4, 4, dtype=torch.bool),
+        patches=patches,
+        patch_index=patch_index,
+        grids=tuple(p.grid for p in pictures),
     )
 
 
@@ -123,10 +125,10 @@ def test_what_sees_the_end_of_an_image(mask):
     model = make_model(mask=mask)
     # A tower without layers, so that its own attention does not spread the difference.
     model.vision.encoder.layers = torch.nn.ModuleList()
-    pixels, patches = picture(1)
-    other = pixels.clone()
-    other[:, 24:, 24:] += 1.0
-    one, two = (model.logits(pack([(A, (p, patches))]))[0] for p in (pixels, other))
+    before = picture(1)
+    after = before.patches.copy()
+    after[-1] = 255 - after[-1]
+    one, two = (model.logits(pack([(A, p)]))[0] for p in (before, Picture(after, before.grid)))
     changed = (one != two).any(-1).tolist()
     first, last = 3, 6  # visual positions of A
     assert changed[:first] == [False] * first
@@ -294,4 +296,4 @@ def test_sharded_and_unreadable_weights_are_refused(tmp_path):
 def test_a_tower_of_other_patches_is_refused():
     model = make_model()
     with pytest.raises(ConfigError, match=r"model\.image\.patch=8"):
-        build_model(Model(image=ImageSpec(side=32, patch=4)), model.vision, model.language)
+        build_model(Model(image=ImageSpec(longest_edge=32, patch=4)), model.vision, model.language)

@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
 from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
+from transformers.models.idefics2.modeling_idefics2 import (
+    Idefics2VisionEmbeddings,
+    Idefics2VisionTransformer,
+)
 
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
@@ -18,8 +21,9 @@ from trainer.models.language import load_language, window
 from trainer.models.loss import target_loss, token_loss
 from trainer.models.masks import allowed, dense_mask
 from trainer.models.splice import splice
-from trainer.models.vision import load_vision, patch_features, save_vision
+from trainer.models.vision import ATTENTION, load_vision, patch_features, position_ids, save_vision
 
+IMAGE = ImageSpec(longest_edge=32, patch=8)
 DOCUMENTS = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 0, 0, 0]])
 IMAGES = torch.tensor([[0, 1, 1, 0, 0, 2, 2, 0, 0, 0], [0, 3, 3, 4, 4, 0, 0, 0, 0, 0]])
 
@@ -93,26 +97,43 @@ def test_pixel_shuffle_equals_a_loop():
     "config", [PixelShuffle(factor=2), Perceiver(latents=3, depth=2, heads=4, kv_heads=2)]
 )
 def test_connector_gives_the_promised_tokens(config):
-    image = ImageSpec(side=32, patch=8)
-    connector = build_connector(config, image, 12, 16)
-    for n in (1, 3):
-        out = connector(torch.randn(n, 16, 12), torch.ones(n, 4, 4, dtype=torch.bool))
-        assert out.shape == (n, image.tokens(config), 16)
+    connector = build_connector(config, IMAGE, 12, 16)
+    for grids in ([(4, 4)], [(1, 1), (3, 4), (4, 2)]):
+        index = patch_index(grids)
+        out = connector(torch.randn(len(index), 12), index, grids)
+        assert out.shape == (len(grids), IMAGE.tokens(config), 16)
 
 
-def test_perceiver_ignores_padded_patches_and_tells_latents_apart():
+def test_pixel_shuffle_pads_each_image_to_the_square_with_zeros():
     torch.manual_seed(0)
-    connector = build_connector(
-        Perceiver(latents=3, depth=2, heads=4, kv_heads=2, head_dim=8), ImageSpec(side=32, patch=8), 12, 16
-    )
-    mask = torch.ones(1, 4, 4, dtype=torch.bool)
-    mask[:, :, 2:] = False
-    features = torch.randn(1, 16, 12)
-    other = torch.where(mask.flatten(1)[..., None], features, torch.randn_like(features))
-    out = connector(features, mask)
-    torch.testing.assert_close(out, connector(other, mask), rtol=0, atol=0)
+    connector = build_connector(PixelShuffle(factor=2), IMAGE, 12, 16)
+    grids = [(3, 2), (4, 4), (1, 3)]
+    index = patch_index(grids)
+    features = torch.randn(len(index), 12, requires_grad=True)
+    squares = torch.zeros(3, 4, 4, 12)
+    for (n, row, column), value in zip(index.tolist(), features.detach(), strict=True):
+        squares[n, row, column] = value
+    want = connector.down(F.gelu(connector.up(fold(squares.flatten(1, 2), 4, 2))))
+    out = connector(features, index, grids)
+    torch.testing.assert_close(out, want)
+    out.sum().backward()
+    assert features.grad.any(-1).all()
+
+
+def test_perceiver_reads_an_images_own_patches_and_tells_latents_apart():
+    torch.manual_seed(0)
+    config = Perceiver(latents=3, depth=2, heads=4, kv_heads=2, head_dim=8)
+    connector = build_connector(config, IMAGE, 12, 16)
+    grids = [(2, 2), (4, 3), (1, 1)]
+    index = patch_index(grids)
+    features = torch.randn(len(index), 12, requires_grad=True)
+    out = connector(features, index, grids)
+    for n, grid in enumerate(grids):
+        own = features[index[:, 0] == n]
+        torch.testing.assert_close(connector(own, patch_index([grid]), [grid]), out[n : n + 1])
+    (got,) = torch.autograd.grad(out[1].sum(), features)
+    assert got.any(-1).equal(index[:, 0] == 1)
     assert not torch.allclose(out[0, 0], out[0, 1])
-    assert not torch.allclose(out, connector(features, torch.ones_like(mask)))
 
 
 def test_summed_loss_equals_torch_and_selecting_targets_changes_nothing():
@@ -178,38 +199,115 @@ def test_groups_refuse_a_frozen_module():
         parameter_groups(parts, {"vision": 1.0}, 1.0, 0.0)
 
 
-def tiny_tower() -> Idefics2VisionTransformer:
+def tiny_tower(**changes) -> Idefics2VisionTransformer:
     torch.manual_seed(0)
-    return Idefics2VisionTransformer(
-        Idefics2VisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
+    config = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return Idefics2VisionTransformer(Idefics2VisionConfig(**(config | changes)))
+
+
+def patch_index(grids) -> torch.Tensor:
+    places = [(n, i // c, i % c) for n, (r, c) in enumerate(grids) for i in range(r * c)]
+    return torch.tensor(places).view(-1, 3)
+
+
+def draw(grids, p=8, seed=0) -> torch.Tensor:
+    count = sum(r * c for r, c in grids)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, p, p), dtype=torch.uint8, generator=generator)
+
+
+def padded(patches, grids) -> tuple[torch.Tensor, torch.Tensor]:
+    """What transformers takes: pixels float32[N, 3, S, S], zeros where padded, and the mask bool[N, G, G]."""
+    p, height, width = patches.shape[-1], max(r for r, _ in grids), max(c for _, c in grids)
+    pixels = torch.zeros(len(grids), 3, height * p, width * p)
+    mask = torch.zeros(len(grids), height, width, dtype=torch.bool)
+    for (n, r, c), patch in zip(patch_index(grids).tolist(), patches, strict=True):
+        pixels[n, :, r * p : (r + 1) * p, c * p : (c + 1) * p] = (patch / 255 - 0.5) / 0.5
+        mask[n, r, c] = True
+    return pixels, mask
+
+
+MIXED = [
+    [(4, 4)],
+    [(4, 4), (4, 4), (4, 4)],
+    [(3, 2), (1, 1), (4, 4), (2, 3), (1, 4), (3, 2)],
+    [(1, 1)],
+]
+
+
+@pytest.mark.parametrize("grids", MIXED)
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_flat_tower_equals_transformers_padded_one_with_gradients(grids, checkpointed):
+    theirs = tiny_tower(attn_implementation="sdpa")
+    ours = tiny_tower(attn_implementation=ATTENTION).train()
+    if checkpointed:
+        ours.gradient_checkpointing_enable({"use_reentrant": False})
+    patches = draw(grids)
+    pixels, mask = padded(patches, grids)
+    want = theirs(pixels, patch_attention_mask=mask).last_hidden_state[mask.flatten(1)]
+    got = patch_features(ours, patches, patch_index(grids), grids)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    weigh = torch.randn(want.shape, generator=torch.Generator().manual_seed(1))
+    (got * weigh).sum().backward()
+    (want * weigh).sum().backward()
+    for (name, mine), parameter in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_no_image_sees_another():
+    tower = tiny_tower(attn_implementation=ATTENTION)
+    grids = [(3, 2), (2, 3), (4, 4), (1, 2)]
+    index, patches = patch_index(grids), draw(grids)
+    before = patch_features(tower, patches, index, grids)
+    for n in range(len(grids)):
+        mine = index[:, 0] == n
+        changed = torch.where(mine[:, None, None, None], 255 - patches, patches)
+        after = patch_features(tower, changed, index, grids)
+        assert after[~mine].equal(before[~mine])
+        assert (after[mine] != before[mine]).any(-1).all()
+
+
+@pytest.mark.parametrize(("side", "patch"), [(4, 8), (8, 8), (27, 14), (70, 14)])
+def test_positions_are_those_of_idefics2_on_a_padded_batch(side, patch):
+    """A table that says its own row, and patches that say nothing: the embedding is the position."""
+    embeddings = Idefics2VisionEmbeddings(
+        Idefics2VisionConfig(hidden_size=1, image_size=side * patch, patch_size=patch, num_attention_heads=1)
     )
+    for parameter in embeddings.patch_embedding.parameters():
+        nn.init.zeros_(parameter)
+    embeddings.position_embedding.weight.data = torch.arange(float(side**2))[:, None]
+    grids = [(rows, columns) for rows in range(1, side + 1) for columns in {1, rows, side - rows + 1, side}]
+    for some in (grids[n : n + 16] for n in range(0, len(grids), 16)):
+        mask = torch.zeros(len(some), side, side, dtype=torch.bool)
+        for n, (rows, columns) in enumerate(some):
+            mask[n, :rows, :columns] = True
+        with torch.no_grad():
+            want = embeddings(torch.zeros(len(some), 3, side * patch, side * patch), mask)[..., 0]
+        got = position_ids(patch_index(some), some, side)
+        assert got.equal(want[mask.flatten(1)].long())
 
 
-def test_tower_round_trip_and_padding(tmp_path):
-    tower = tiny_tower()
+def test_positions_keep_idefics2s_rounding():
+    rows = position_ids(patch_index([(25, 1)]), [(25, 1)], 70) // 70
+    assert rows.tolist() != [row * 70 // 25 for row in range(25)]
+
+
+def test_tower_round_trip(tmp_path):
+    tower = tiny_tower(attn_implementation=ATTENTION)
     save_vision(tower, tmp_path)
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
     again = load_vision(tmp_path)
     assert all(a.equal(b) for a, b in zip(tower.parameters(), again.parameters(), strict=True))
-    pixels = torch.randn(2, 3, 32, 32)
-    mask = torch.ones(2, 4, 4, dtype=torch.bool)
-    mask[0, 2:], mask[1, :, 3:] = False, False
-    features = patch_features(again, pixels, mask)
-    assert features.shape == (2, 16, 16)
-    assert not features[~mask.flatten(1)].any()
-    assert features[mask.flatten(1)].any(-1).all()
-    # The padded half says nothing: it may hold anything, or not be there at all.
-    noisy = pixels.clone()
-    noisy[0, :, 16:] = 7.0
-    torch.testing.assert_close(patch_features(again, noisy, mask)[0], features[0])
-    alone = patch_features(again, pixels[:1, :, :16], mask[:1, :2])
-    torch.testing.assert_close(alone, features[:1, :8], rtol=1e-4, atol=1e-5)
+    grids = [(2, 4), (4, 3)]
+    given = draw(grids), patch_index(grids), grids
+    assert patch_features(again, *given).equal(patch_features(tower, *given))
 
 
 def test_backbones_that_do_not_fit_are_refused(tmp_path):

@@ -32,7 +32,7 @@ vision = Idefics2VisionTransformer(Idefics2VisionConfig(
 language = MistralForCausalLM(MistralConfig(
     vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2))
-model = build_model(Model(image=ImageSpec(side=32, patch=8), connector=connector), vision, language)
+model = build_model(Model(image=ImageSpec(longest_edge=32, patch=8), connector=connector), vision, language)
 train = {name: 1.0 for name in trained}
 freeze(model, train)
 model.enable_activation_checkpointing()
@@ -65,11 +65,15 @@ def batch(step):
         labels[:, 1:7] = -100
     if step == 2:
         labels[:] = -100 if rank else labels  # and a rank without one target
+    # Images of other sizes on each rank and step: the modules are still called once each.
+    grids = ((4, 4), (1 + step, 3))[:images]
+    count = sum(r * c for r, c in grids)
+    index = [(n, i // c, i % c) for n, (r, c) in enumerate(grids) for i in range(r * c)]
     return Batch(
         input_ids=ids, labels=labels, positions=torch.arange(12).expand(2, 12),
         document_ids=torch.ones_like(ids), image_ids=image_ids,
-        pixels=torch.randn(images, 3, 32, 32, generator=generator),
-        patch_mask=torch.ones(images, 4, 4, dtype=torch.bool))
+        patches=torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator),
+        patch_index=torch.tensor(index, dtype=torch.int64).view(-1, 3), grids=grids)
 
 for step in range(3):
     loss = engine(batch=batch(step))

@@ -205,7 +205,8 @@ def _by_hand(run, sample, segment):
     """One row at a time, token by token, from the model's logits."""
     t = open_trained(run / "align")
     from data_pipeline.batch import Batch  # noqa: PLC0415
-    from data_pipeline.stream.decode import decode  # noqa: PLC0415
+    from data_pipeline.stream.collate import flat  # noqa: PLC0415
+    from data_pipeline.stream.decode import blank, decode  # noqa: PLC0415
 
     k = t.tokenizer
     text = sample.segments[segment]
@@ -214,17 +215,20 @@ def _by_hand(run, sample, segment):
     count = t.recipe.model.image_tokens
     ids = [k.bos_id, k.image_start_id, *[k.image_id] * count, k.image_end_id, *head, *tail]
     flags = [0, 0, *[1] * count, *[0] * (len(ids) - count - 2)]
-    seen = decode(sample.image_bytes[0], t.recipe.model.image)
+    spec = t.recipe.model.image
+    (seen,) = decode(sample.image_bytes[0], spec)
     means = []
-    for pixels in (seen.pixels, torch.zeros_like(seen.pixels)):
+    for picture in (seen, blank(spec, seen.grid)):
+        patches, patch_index = flat([picture], spec)
         batch = Batch(
             input_ids=torch.tensor([ids]),
             labels=torch.full((1, len(ids)), -100),
             positions=torch.arange(len(ids))[None],
             document_ids=torch.ones(1, len(ids), dtype=torch.int64),
             image_ids=torch.tensor([flags]),
-            pixels=pixels[None],
-            patch_mask=seen.patch_mask[None],
+            patches=patches,
+            patch_index=patch_index,
+            grids=(picture.grid,),
         )
         with torch.no_grad():
             p = t.model.logits(batch)[0].log_softmax(-1)
@@ -239,4 +243,4 @@ def test_a_column_of_a_built_dataset_by_a_fovea_checkpoint(trained):
     counts = score_dataset(trained / "data", scorer)
     table = read_column(trained / "data", "fovea")
     assert counts["fovea"] == table.num_rows > 100
-    assert scorer.version.startswith("1-")
+    assert scorer.version.startswith("2-")

@@ -65,7 +65,8 @@ def chat():
         initializer_range=0.5,
         attn_implementation="sdpa",
     )
-    config = Model(image=ImageSpec(side=32, patch=8, max_pixels=10_000), connector=PixelShuffle(factor=2))
+    image = ImageSpec(longest_edge=32, patch=8, max_pixels=10_000)
+    config = Model(image=image, connector=PixelShuffle(factor=2))
     model = build_model(config, Idefics2VisionTransformer(vision), MistralForCausalLM(language), "image_full")
     return Chat(model.eval(), tokenizer, config.image, config.image_tokens, "tiny@0")
 
@@ -93,12 +94,11 @@ def ask(content, **more):
 def directly(chat, sample, end_id, steps=12):
     """The same question by the evaluation's own code, alone in its batch."""
     rendered = prompt(sample, chat.tokenizer, chat.image_tokens)
-    pictures = [decode(sample.image_bytes[m], chat.image) for m in rendered.images]
+    pictures = [tile for m in rendered.images for tile in decode(sample.image_bytes[m], chat.image)]
     one = Prompt(
         rendered.input_ids.tolist(),
         rendered.image_ids.tolist(),
-        [p.pixels for p in pictures],
-        [p.patch_mask for p in pictures],
+        pictures,
     )
     ids = generate(chat.model, [one], max_new_tokens=steps, eos_id=end_id, pad_id=chat.tokenizer.pad_id)[0]
     return chat.tokenizer.decode(ids).strip()

@@ -1,16 +1,17 @@
 """Batched greedy decoding with a cache, under the same mask as training.
 
-Shapes: B prompts, T positions of the longest prompt, S pixels a side, G patches a side.
+Shapes: B prompts, T positions of the longest prompt.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
 from data_pipeline.batch import IGNORE, PAD_DOCUMENT, Batch
+from data_pipeline.stream.collate import flat
+from data_pipeline.stream.decode import Picture
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.masks import dense_mask
 
@@ -21,8 +22,7 @@ class Prompt:
 
     input_ids: list[int]
     image_ids: list[int]
-    pixels: list[torch.Tensor] = field(default_factory=list)  # each float32[3, S, S] in -1..1
-    patch_masks: list[torch.Tensor] = field(default_factory=list)  # each bool[G, G]; False on padding
+    pictures: Sequence[Picture] = ()  # one for each image id
 
     def __post_init__(self) -> None:
         if not self.input_ids or len(self.input_ids) != len(self.image_ids):
@@ -30,8 +30,6 @@ class Prompt:
                 f"a prompt has {len(self.input_ids)} input_ids and {len(self.image_ids)} image_ids; "
                 "give one image id per token, and at least one token"
             )
-        if len(self.pixels) != len(self.patch_masks):
-            raise ValueError(f"{len(self.pixels)} images but {len(self.patch_masks)} patch masks in a prompt")
 
 
 @torch.no_grad()
@@ -106,17 +104,17 @@ def _pad_left(model: AutoregressiveVLM, prompts: Sequence[Prompt], pad_id: int) 
     image_ids, images = [], 0
     for prompt in prompts:
         image_ids.append([i and i + images for i in prompt.image_ids])
-        images += len(prompt.pixels)
+        images += len(prompt.pictures)
     input_ids = left([p.input_ids for p in prompts], pad_id)
-    spec = model.config.image
-    pixels = list(chain.from_iterable(p.pixels for p in prompts))
-    masks = list(chain.from_iterable(p.patch_masks for p in prompts))
+    pictures = [picture for p in prompts for picture in p.pictures]
+    patches, patch_index = flat(pictures, model.config.image)
     return Batch(
         input_ids=input_ids,
         labels=torch.full_like(input_ids, IGNORE),
         positions=left([range(len(p.input_ids)) for p in prompts], 0),
         document_ids=left([[1] * len(p.input_ids) for p in prompts], PAD_DOCUMENT),
         image_ids=left(image_ids, 0),
-        pixels=torch.stack(pixels) if pixels else torch.zeros(0, 3, spec.side, spec.side),
-        patch_mask=torch.stack(masks) if masks else torch.zeros(0, spec.grid, spec.grid, dtype=torch.bool),
+        patches=patches,
+        patch_index=patch_index,
+        grids=tuple(picture.grid for picture in pictures),
     )

@@ -18,12 +18,13 @@ from PIL import Image
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec
 from data_pipeline.sample import Sample
+from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.chat import Rendered, Unusable, prompt, render
 from data_pipeline.stream.collate import Document, collate
 from data_pipeline.stream.decode import FORMATS, DecodeError, Picture, decode
+from data_pipeline.stream.fit import fit
 from data_pipeline.stream.pack import Piece
 from data_pipeline.stream.source import Source
-from data_pipeline.stream.split import split
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.evaluation.captioning import cider, exact_match, tokenize
 from trainer.evaluation.config import Evaluation
@@ -76,7 +77,8 @@ def evaluate(
 
     def read(sample: Sample) -> list[Rendered]:
         whole = render(sample, subject.tokenizer, subject.image_tokens, "all_text")
-        return split(whole, sequence_length, subject.tokenizer.bos_id)[:1]
+        fitted = fit(whole, Budget(tokens=sequence_length), (), subject.tokenizer.bos_id)
+        return list(fitted.pieces[:1])
 
     captions, shown = _captions(subject, items(config.caption_sources, config.captions, _is_captioned, ask))
     answers, shown_too = _questions(subject, items(config.vqa_sources, config.questions, _is_question, ask))
@@ -116,7 +118,9 @@ def _draw(
         sample = sources[name][i]
         try:
             rendered = render_one(sample)
-            pictures = tuple(decode(sample.image_bytes[m], image) for r in rendered for m in r.images)
+            pictures = tuple(
+                tile for r in rendered for m in r.images for tile in decode(sample.image_bytes[m], image)
+            )
         except (Unusable, DecodeError):
             continue
         if rendered and pictures:
@@ -216,12 +220,10 @@ def _answers(subject: Subject, items: list[Item], end_id: int) -> tuple[list[str
 
 
 def _prompt(item: Item, blind: bool) -> Prompt:
-    pictures = item.other if blind else item.pictures
     return Prompt(
         input_ids=item.tokens.input_ids.tolist(),
         image_ids=item.tokens.image_ids.tolist(),
-        pixels=[p.pixels for p in pictures],
-        patch_masks=[p.patch_mask for p in pictures],
+        pictures=item.other if blind else item.pictures,
     )
 
 

@@ -9,7 +9,6 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from data_pipeline.batch import Batch
-from data_pipeline.image_spec import PixelShuffle
 from trainer.models.config import Model
 from trainer.models.language import window
 from trainer.models.loss import target_loss
@@ -63,11 +62,12 @@ class AutoregressiveVLM(nn.Module):
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """The sequence as the language model reads it: [B, T, D]."""
-        pixels, patch_mask = batch.pixels, batch.patch_mask
-        text_only = pixels.shape[0] == 0
+        patches, patch_index, grids = batch.patches, batch.patch_index, batch.grids
+        text_only = not grids
         if text_only:
-            pixels, patch_mask = self._blank(batch.input_ids.device)
-        features = self.connector(patch_features(self.vision, pixels, patch_mask), patch_mask)
+            patches, patch_index, grids = self._blank(batch.input_ids.device)
+        seen = patch_features(self.vision, patches, patch_index, grids)
+        features = self.connector(seen, patch_index, grids)
         text = self.embed_text(batch.input_ids)
         if text_only:
             # The graph reaches each parameter of tower and connector, with gradients of exactly zero.
@@ -126,12 +126,11 @@ class AutoregressiveVLM(nn.Module):
         mask = dense_mask(see, rows, length, batch.input_ids.device)
         return self.decode(self.embed(batch), mask, batch.positions)
 
-    def _blank(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """An image of one visual token: float32[1, 3, S, S] and bool[1, G, G]."""
-        connector = self.config.connector
-        grid = connector.factor if isinstance(connector, PixelShuffle) else 1
-        side = grid * self.config.image.patch
+    def _blank(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
+        """An image of one patch: uint8[1, 3, p, p], its index int64[1, 3] and its grid."""
+        p = self.config.image.patch
         return (
-            torch.zeros(1, 3, side, side, device=device),
-            torch.ones(1, grid, grid, dtype=torch.bool, device=device),
+            torch.zeros(1, 3, p, p, dtype=torch.uint8, device=device),
+            torch.zeros(1, 3, dtype=torch.int64, device=device),
+            ((1, 1),),
         )

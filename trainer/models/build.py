@@ -7,6 +7,7 @@ from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.connector import build_connector
 from trainer.models.masks import MaskKind
+from trainer.models.vision import ATTENTION
 
 
 def build_model(
@@ -22,6 +23,7 @@ def build_model(
             f"model.image.patch is {config.image.patch} pixels, but the vision tower was made for patches "
             f"of {patch}.\n  Set model.image.patch={patch}, or use another tower."
         )
+    vision.set_attn_implementation(ATTENTION)
     match config.architecture:
         case "autoregressive":
             connector = build_connector(

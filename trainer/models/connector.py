@@ -1,14 +1,20 @@
 """From patch features to visual tokens of the language model's width.
 
-Shapes: N images, G patches a side, P = G * G patches, W the tower's width, K visual tokens an image,
-D the language model's width. Both connectors take any grid, also the one-token dummy of text-only batches.
+Shapes: N images, P patches of all images, W the tower's width, K visual tokens an image (the same for every
+image), D the language model's width. Both connectors take images of any size, all in one flat sequence.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from data_pipeline.image_spec import Connector, ImageSpec, Perceiver, PixelShuffle
+
+Grids = Sequence[tuple[int, int]]
+"""(rows, columns) of patches of each image, on the host."""
 
 
 def build_connector(
@@ -18,23 +24,30 @@ def build_connector(
     image.tokens(config)  # raises where the grid does not divide
     match config:
         case PixelShuffle(factor=factor):
-            return PixelShuffleConnector(factor, vision_width, language_width)
+            return PixelShuffleConnector(factor, image.largest_grid, vision_width, language_width)
         case Perceiver():
             return PerceiverConnector(config, vision_width, language_width)
 
 
 class PixelShuffleConnector(nn.Module):
-    """Concatenate `factor` x `factor` neighbouring patches into one token, then a 2-layer MLP."""
+    """Concatenate `factor` x `factor` neighbouring patches into one token, then a 2-layer MLP.
 
-    def __init__(self, factor: int, vision_width: int, language_width: int) -> None:
+    Every image is laid into the upper left of a square of `grid` x `grid` patches, the rest exact zeros, so
+    that all have (grid / factor)^2 tokens.
+    """
+
+    def __init__(self, factor: int, grid: int, vision_width: int, language_width: int) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor, self.grid = factor, grid
         self.up = nn.Linear(vision_width * factor**2, language_width)
         self.down = nn.Linear(language_width, language_width)
 
-    def forward(self, features: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
-        """features [N, P, W], patch_mask bool[N, G, G] -> [N, (G / factor)^2, D]."""
-        folded = fold(features, patch_mask.shape[-1], self.factor)
+    def forward(self, features: torch.Tensor, patch_index: torch.Tensor, grids: Grids) -> torch.Tensor:
+        """features [P, W], patch_index int64[P, 3], N grids -> [N, (grid / factor)^2, D]."""
+        image, row, column = patch_index.unbind(1)
+        squares = features.new_zeros(len(grids) * self.grid**2, features.shape[-1])
+        squares = squares.index_copy(0, (image * self.grid + row) * self.grid + column, features)
+        folded = fold(squares.unflatten(0, (len(grids), -1)), self.grid, self.factor)
         return self.down(F.gelu(self.up(folded)))
 
 
@@ -57,12 +70,16 @@ class PerceiverConnector(nn.Module):
         self.layers = nn.ModuleList(PerceiverLayer(config, language_width) for _ in range(config.depth))
         self.norm = nn.RMSNorm(language_width, eps=1e-6)
 
-    def forward(self, features: torch.Tensor, patch_mask: torch.Tensor) -> torch.Tensor:
-        """features [N, P, W], patch_mask bool[N, G, G] -> [N, latents, D]."""
-        context = self.projection(features)
-        tokens = self.latents.expand(features.shape[0], -1, -1)
-        # Latents see one another too, so no row of the mask is empty.
-        seen = F.pad(patch_mask.flatten(1), (0, tokens.shape[1]), value=True)[:, None, None, :]
+    def forward(self, features: torch.Tensor, patch_index: torch.Tensor, grids: Grids) -> torch.Tensor:
+        """features [P, W], patch_index int64[P, 3], N grids -> [N, latents, D]."""
+        lengths = [rows * columns for rows, columns in grids]
+        # [N, L, D], L patches of the longest image: padded behind the largest matrices.
+        context = pad_sequence(self.projection(features).split(lengths), batch_first=True)
+        tokens = self.latents.expand(len(lengths), -1, -1)
+        places = torch.arange(context.shape[1], device=context.device)
+        real = places < torch.tensor(lengths, device=context.device)[:, None]
+        # Latents see one another too.
+        seen = F.pad(real, (0, tokens.shape[1]), value=True)[:, None, None, :]
         for layer in self.layers:
             tokens = layer(tokens, context, seen)
         return self.norm(tokens)
@@ -87,7 +104,7 @@ class PerceiverLayer(nn.Module):
         self.mlp = GatedMLP(width, 4 * width, width)
 
     def forward(self, latents: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """latents [N, K, D], context [N, P, D], seen bool[N, 1, 1, P + K] -> [N, K, D]."""
+        """latents [N, K, D], context [N, L, D], seen bool[N, 1, 1, L + K] -> [N, K, D]."""
         normed = self.latent_norm(latents)
         source = torch.cat([self.context_norm(context), normed], dim=1)
         query = self.query_norm(self._split(self.query(normed), self.heads))

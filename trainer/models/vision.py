@@ -1,13 +1,17 @@
-"""The vision tower: a SigLIP transformer that keeps aspect ratios (a patch mask, fractional positions).
+"""The vision tower: a SigLIP transformer that keeps aspect ratios, on one flat sequence of patches.
 
-The tower is transformers' own module, used as it is, so that weights load and export under its own names.
-Shapes: N images, S pixels a side, G patches a side, W the tower's width.
+The tower is transformers' own module, so that weights load and export under its own names; only its attention
+is ours, so that images of any sizes stand side by side without padding.
+Shapes: N images, P patches of all images, p pixels of a patch's side, W the tower's width, H heads of d.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import Idefics2VisionConfig
+from torch.nn import functional as F
+from transformers import AttentionInterface, Idefics2VisionConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.errors import DataError
@@ -31,7 +35,7 @@ def load_vision(directory: str | Path, dtype: torch.dtype = torch.float32) -> Id
     tower, info = Idefics2VisionTransformer.from_pretrained(
         directory,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=ATTENTION,
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,
@@ -51,14 +55,78 @@ def save_vision(tower: Idefics2VisionTransformer, directory: str | Path) -> None
 
 
 def patch_features(
-    tower: Idefics2VisionTransformer, pixels: torch.Tensor, patch_mask: torch.Tensor
+    tower: Idefics2VisionTransformer,
+    patches: torch.Tensor,
+    patch_index: torch.Tensor,
+    grids: Sequence[tuple[int, int]],
 ) -> torch.Tensor:
-    """Features of all patches, row by row; exact zeros where padded.
+    """Features of all patches, in their order; each image sees itself alone.
 
-    pixels float[N, 3, S, S], patch_mask bool[N, G, G] -> [N, G * G, W]. A fully frozen tower keeps no graph.
+    patches uint8[P, 3, p, p], patch_index int64[P, 3], N grids (rows, columns) -> [P, W]: what the tower's
+    own forward gives for these images padded to the largest. A fully frozen tower keeps no graph.
     """
     trained = any(p.requires_grad for p in tower.parameters())
+    lengths = [rows * columns for rows, columns in grids]
+    there, back = _by_length(lengths, patches.device)
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        weight = tower.embeddings.patch_embedding.weight
-        features = tower(pixels.to(weight.dtype), patch_attention_mask=patch_mask).last_hidden_state
-        return features.masked_fill(~patch_mask.flatten(1)[..., None], 0)
+        # Modules are called, their weights never read: under ZeRO-3 a call is what gathers them.
+        levels = patches[there].float() / 127.5 - 1
+        embedded = tower.embeddings.patch_embedding(levels.to(tower.dtype)).flatten(1)
+        side = tower.embeddings.num_patches_per_side
+        placed = embedded + tower.embeddings.position_embedding(position_ids(patch_index[there], grids, side))
+        encoded = tower.encoder(
+            inputs_embeds=placed[None], attention_mask=tuple(sorted(lengths))
+        ).last_hidden_state
+        return tower.post_layernorm(encoded)[0][back]
+
+
+def position_ids(patch_index: torch.Tensor, grids: Sequence[tuple[int, int]], side: int) -> torch.Tensor:
+    """int64[P, 3] -> int64[P]: where each patch stands in the tower's table of `side` x `side` positions.
+
+    Idefics2's fractions of an image's height and width, by its own operations in float32: other operations
+    of the same value land in other buckets (of 25 rows on a table of 70, for one).
+    """
+    sizes = torch.tensor(grids, device=patch_index.device)[patch_index[:, 0]]
+    boundaries = torch.arange(1 / side, 1.0, 1 / side, device=patch_index.device)
+    fractions = (patch_index[:, 1:].float() * (1.0 / sizes)).clamp(max=1.0 - 1e-6)
+    row, column = torch.bucketize(fractions, boundaries, right=True).unbind(1)
+    return row * side + column
+
+
+def _by_length(lengths: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64[P] twice: patches to the order in which images of equal length stand together, and back."""
+    pieces = torch.arange(sum(lengths)).split(list(lengths))
+    there = torch.cat([pieces[n] for n in sorted(range(len(lengths)), key=lengths.__getitem__)])
+    return there.to(device), there.argsort().to(device)
+
+
+def attend_within_images(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: tuple[int, ...],
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Query, key, value [1, H, P, d] and the number of patches of each image, ascending -> [1, P, H, d].
+
+    No mask of P x P: images of equal length are one batch of scaled dot-product attention. transformers
+    calls it; `lengths` stands where others have their mask, the one argument that its tower hands through.
+    """
+    counts = Counter(lengths)
+    parts = [t.split([length * n for length, n in counts.items()], dim=2) for t in (query, key, value)]
+    seen = []
+    for (length, n), *group in zip(counts.items(), *parts, strict=True):
+        q, k, v = (t[0].unflatten(1, (n, length)).transpose(0, 1) for t in group)  # [n, H, length, d]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        seen.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(seen)[None], None
+
+
+ATTENTION = "fovea_within_images"
+"""The name of `attend_within_images` among transformers' attention functions."""
+
+AttentionInterface.register(ATTENTION, attend_within_images)
