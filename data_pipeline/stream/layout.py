@@ -57,8 +57,10 @@ class Layout:
         return tuple(dict.fromkeys((*self.control, *self.added)))
 
     @property
-    def visual(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.picture))
+    def texts(self) -> tuple[str, ...]:
+        """What it writes as text."""
+        written = [*self.opens.values(), *(item for items in self.closes.values() for item in items)]
+        return tuple(item for item in written if item not in self.special)
 
 
 TINY = Layout(

@@ -42,7 +42,7 @@ class Tokenizer:
         self.layout = layout
         self._backend = backend
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()
-        self._size = backend.get_vocab_size(with_added_tokens=True)
+        self._size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.text_vocab_size = self._size - len(layout.added)
         self.ids = ids = self._special_ids()
         self.pad_id, self.bos_id, self.eos_id = ids[layout.pad], ids[layout.bos], ids[layout.eos]
@@ -80,6 +80,11 @@ class Tokenizer:
                 f"  Make one with train_tokenizer (`fovea backbones`), repair added_tokens, or name the "
                 f"layout of the tokenizer ({', '.join(LAYOUTS)})."
             )
+        if clash := sorted(t for t in self._added_tokens() if any(t in text for text in layout.texts)):
+            raise DataError(
+                f"the tokenizer has {clash[0]} as a token of its own, which the layout '{layout.name}' writes "
+                f"as text: it was made for another layout (as Mistral's since v2)"
+            )
         if ids[layout.pad] in self._backend.encode("\U0010fffd", add_special_tokens=False).ids:
             raise DataError("the tokenizer knows some letters only as <unk>: it needs byte fallback")
         spelled = [n for n, i in ids.items() if i in self._backend.encode(n, add_special_tokens=False).ids]
@@ -89,6 +94,11 @@ class Tokenizer:
                 f"of added_tokens, with special true"
             )
         return {name: i for name, i in ids.items() if i is not None}
+
+    def _added_tokens(self) -> set[str]:
+        """Those that are not the layout's."""
+        added = {t.content for t in self._backend.get_added_tokens_decoder().values()}
+        return added - set(self.layout.special)
 
     def __len__(self) -> int:
         """Text and visual tokens together: the rows of the input embedding."""

@@ -401,6 +401,10 @@ def test_a_tokenizer_that_the_layout_cannot_use_is_refused(tmp_path, learned) ->
     no_bos["added_tokens"] = [x for x in no_bos["added_tokens"] if x["content"] != "<s>"]
     refused(no_bos, "<s> is missing")
     refused(json.loads(text.replace('"<0x41>"', '"<|image|>"')), r"<\|image\|> is 68, not one of the last")
+    later = json.loads(text)
+    later["added_tokens"].append({**later["added_tokens"][0], "id": 3, "content": "[INST]"})
+    later["model"]["vocab"]["[INST]"] = later["model"]["vocab"].pop("<0x00>")
+    refused(later, r"has \[INST\] as a token of its own")
     refused(json.loads(text.replace('"byte_fallback": true', '"byte_fallback": false')), "byte fallback")
 
 
