@@ -82,8 +82,8 @@ class Tokenizer:
             )
         if clash := sorted(t for t in self._added_tokens() if any(t in text for text in layout.texts)):
             raise DataError(
-                f"the tokenizer has {clash[0]} as a token of its own, which the layout '{layout.name}' writes "
-                f"as text: it was made for another layout (as Mistral's since v2)"
+                f"the tokenizer has {clash[0]} as a token of its own, which the layout '{layout.name}' "
+                f"writes as text: it was made for another layout (as Mistral's since v2)"
             )
         if ids[layout.pad] in self._backend.encode("\U0010fffd", add_special_tokens=False).ids:
             raise DataError("the tokenizer knows some letters only as <unk>: it needs byte fallback")
