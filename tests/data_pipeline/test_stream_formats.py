@@ -31,6 +31,7 @@ from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream import place as place_module
 from data_pipeline.stream.datasets import Datasets
 from data_pipeline.stream.faults import BrokenSample
+from data_pipeline.stream.shards.lru import Lru
 from data_pipeline.stream.shards.opened import Shards
 from data_pipeline.stream.source import Source
 from data_pipeline.view import Exclusion, exclude
@@ -617,3 +618,24 @@ def test_what_is_decoded_is_held_within_its_bound(built) -> None:
             source[i]
             assert shards._cache.weight <= 60_000
         assert shards._cache.weight > 0
+
+
+def test_what_is_too_large_to_be_held_displaces_nothing() -> None:
+    cache, made = Lru(10), []
+
+    def get(name: str, weight: int) -> None:
+        cache.get(name, lambda: made.append(name), lambda _: weight)
+
+    for name, weight in (
+        ("a", 4),
+        ("b", 6),
+        ("huge", 11),
+        ("a", 4),
+        ("c", 5),
+        ("a", 4),
+        ("b", 6),
+        ("huge", 11),
+    ):
+        get(name, weight)
+    assert made == ["a", "b", "huge", "c", "b", "huge"]  # c displaced b, which was used least recently
+    assert (cache.weight, len(cache)) == (10, 2)

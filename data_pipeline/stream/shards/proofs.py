@@ -21,9 +21,6 @@ class Proofs:
         self.directory = directory
         self._known: dict[str, bytes] = {}  # the facts as JSON: a tenth of what they weigh as objects
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory, "_known": {}}
-
     def once(self, identity: list[Any], prove: Callable[[], Any]) -> Any:
         """What `prove` returned (plain JSON) for this identity (plain JSON), here or in another process.
 
