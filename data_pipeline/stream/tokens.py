@@ -104,10 +104,6 @@ class Tokenizer:
         """Text and visual tokens together: the rows of the input embedding."""
         return self._size
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The library's own pickle forgets `encode_special_tokens`: in a worker, text would open pictures.
-        return _restored, (self._backend.to_str(), self.layout.name)
-
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them special, whatever the text says."""
         # The batch of one is the call that keeps no offsets: a sixth quicker.
@@ -179,10 +175,6 @@ class Tokenizer:
         if LAYOUTS[name] is not TINY:
             _add(backend, LAYOUTS[name].added)
         return cls(backend, LAYOUTS[name])
-
-
-def _restored(tokenizer_json: str, layout: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(tokenizer_json), LAYOUTS[layout])
 
 
 def plain(tokenizer_json: str) -> str:
