@@ -106,8 +106,8 @@ def prompt(
     """What the model sees before it answers: an exact prefix of `render`'s tokens.
 
     Caption samples end in "caption:", dialogues where answer number `turn` begins. The answer is what the
-    model then writes up to <eos>, or to the layout's end of a turn. Raises ValueError for samples that ask
-    for nothing.
+    model then writes up to <eos>, or to the layout's end of a turn. Turns are asked as written, whatever
+    `variant` says. Raises ValueError for samples that ask for nothing.
     """
     tape = _Tape(tokenizer, image_tokens, variant.split)
     segments = _usable(sample)

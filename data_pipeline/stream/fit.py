@@ -21,9 +21,9 @@ CUT = "cut into pieces"
 NO_TARGETS = "a part without targets left out"
 NO_PICTURE = "a picture larger than a row left out"
 SHORTENED = "shortened to a row"
-TOO_LONG = "longer than a row"
+TOO_MUCH = "more than a row holds"
 TOO_LARGE = "a picture larger than a row"
-NOTES = (CUT, NO_TARGETS, NO_PICTURE, SHORTENED, TOO_LONG, TOO_LARGE)
+NOTES = (CUT, NO_TARGETS, NO_PICTURE, SHORTENED, TOO_MUCH, TOO_LARGE)
 """All that `Fitted.note` may say. The last two: nothing is left."""
 
 
@@ -62,13 +62,13 @@ def fit(
     if all(most is None or n <= most for n, most in zip(used, allowed, strict=True)):
         return Fitted((document,), (used[2],))
     if policy == "drop":
-        return Fitted((), (), TOO_LONG)
+        return Fitted((), (), TOO_MUCH)
     shape = _Shape(document, budget, patches)
     if policy == "split" and not document.anchored:
         return _pieces(shape, bos_id)
     end = _shorter(shape, inside_text=policy == "shorten")
     if end is None:
-        return Fitted((), (), TOO_LARGE if shape.has_too_large() else TOO_LONG)
+        return Fitted((), (), TOO_LARGE if shape.has_too_large() else TOO_MUCH)
     return Fitted((shape.part(0, end, bos_id),), (shape.patches_in(0, end),), SHORTENED)
 
 
@@ -164,7 +164,7 @@ def _pieces(shape: _Shape, bos_id: int) -> Fitted:
             note = NO_TARGETS
         start = end
     if not pieces:
-        return Fitted((), (), TOO_LARGE if note == NO_PICTURE else TOO_LONG)
+        return Fitted((), (), TOO_LARGE if note == NO_PICTURE else TOO_MUCH)
     return Fitted(tuple(pieces), tuple(patches), note)
 
 

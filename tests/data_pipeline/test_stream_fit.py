@@ -109,7 +109,7 @@ def test_every_piece_keeps_every_promise(
         assert fitted.pieces == (whole,)
     else:
         assert fitted.note in f.NOTES
-        assert bool(fitted.pieces) == (fitted.note not in (f.TOO_LONG, f.TOO_LARGE))
+        assert bool(fitted.pieces) == (fitted.note not in (f.TOO_MUCH, f.TOO_LARGE))
         assert len(whole) > tokens or len(sizes) > (images or 99) or sum(sizes) > (patches or 9999)
     if fitted.note == f.CUT:
         assert flat == everything
@@ -221,13 +221,13 @@ def test_policies_differ_where_not_even_the_first_answer_fits(bytes_tokenizer, m
     whole = render(make.dialogue(1), bytes_tokenizer, 4, "answers")
     start = int(whole.loss.argmax())
     budget = Budget(tokens=start + 3)
-    assert fit(whole, budget, (), 1, "split").note == f.TOO_LONG
-    assert fit(whole, budget, (), 1, "drop").note == f.TOO_LONG
+    assert fit(whole, budget, (), 1, "split").note == f.TOO_MUCH
+    assert fit(whole, budget, (), 1, "drop").note == f.TOO_MUCH
     (piece,) = fit(whole, budget, (), 1, "shorten").pieces
     assert piece.input_ids.tolist() == whole.input_ids[: start + 3].tolist()
     assert piece.images == (0,)
     # Where the question alone fills the row there is nothing to learn from it.
-    assert fit(whole, Budget(tokens=start), (), 1, "shorten").note == f.TOO_LONG
+    assert fit(whole, Budget(tokens=start), (), 1, "shorten").note == f.TOO_MUCH
     assert fit(whole, Budget(tokens=99, patches=1), (2,), 1, "shorten").note == f.TOO_LARGE
 
 

@@ -191,6 +191,17 @@ def learned() -> tuple[str, list[tuple[str, str]]]:
     return letters, merges
 
 
+def test_golden_tiny_with_split_pictures(bytes_tokenizer) -> None:
+    """The others of `tiny` stand in test_stream_chat.py."""
+    start, end, image, a = 263, 264, 265, 71
+    r = render(DOCUMENT, bytes_tokenizer, 1, "answers", Variant(split=True))
+    newline = 205
+    assert r.input_ids.tolist() == [1, a, *[start, image, end] * 10, a + 1, newline, a + 2, 2]
+    assert r.image_ids.tolist() == [0, 0, *[i for n in range(1, 11) for i in (0, n, 0)], 0, 0, 0, 0]
+    assert (r.images, r.tiles) == ((0, 1), 5)
+    assert r.cuts == (2, 17, 32, 34)
+
+
 @pytest.mark.parametrize("style", mistral_like.STYLES)
 @pytest.mark.parametrize("layout", ["idefics2", "mistral"])
 def test_transformers_template_and_tokenizer_give_the_same_ids(tmp_path, learned, layout, style) -> None:
