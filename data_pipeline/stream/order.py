@@ -60,7 +60,8 @@ def variants(seed: int, source: str, epochs: np.ndarray, index: np.ndarray) -> n
     """int64[m]: `variant` for each pair of (epochs, index)."""
     key = np.uint64(_keys(seed, source, -1)[0])
     first: np.ndarray = (_mixes(key, index.astype(np.uint64)) % np.uint64(1 << 31)).astype(np.int64)
-    return first + epochs
+    first += epochs
+    return first
 
 
 def chances(seed: int, source: str, epochs: np.ndarray, index: np.ndarray) -> np.ndarray:

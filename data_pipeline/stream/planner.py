@@ -19,7 +19,7 @@ from data_pipeline.stream.rows import Pieces, Rows
 from data_pipeline.stream.sizes import COSTS, Sizes
 from data_pipeline.stream.windows import pack
 
-UNUSABLE_IN_A_ROW = 100
+UNUSABLE_IN_A_ROW = 100  # of one window: a window knows nothing of the others
 _ROWS = 256
 """Rows that a window is meant to give: the last ones of each are not full, so few windows fill better, but
 nothing can be read before a whole window is planned."""
@@ -99,8 +99,8 @@ class Planner:
     def plan(self, cursor: Cursor, global_rows: int) -> Plan:
         """The `global_rows` rows from `cursor` on.
 
-        Raises DataError where 100 draws in a row give nothing to train on, where the mixture ends, and where
-        sizes contradict the budget.
+        Raises DataError where 100 draws in a row give nothing to train on, where the mixture ends before the
+        batch is full, and where sizes contradict the budget.
         """
         number, row = cursor
         parts: list[tuple[Pieces, np.ndarray]] = []
@@ -154,7 +154,7 @@ class Planner:
         rows = pack(tokens, images, patches, self._budget)
         if rows:
             every = np.arange(len(rows))
-            shuffled = positions(self._seed, "rows", np.full(len(rows), number), every, len(rows))
+            shuffled = positions(self._seed, "\0rows", np.full(len(rows), number), every, len(rows))
             rows = [rows[r] for r in shuffled.tolist()]
         starts = np.concatenate([[0], np.cumsum([len(r) for r in rows], dtype=np.int64)])
         order = np.array([p for r in rows for p in r], np.int64)

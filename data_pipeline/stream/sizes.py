@@ -7,6 +7,7 @@ its first variant, left out where all have as many. Only what is drawn is read, 
 count page by page as memory of this process, a hundred million samples as gigabytes.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -114,16 +115,19 @@ class Sizes:
         """Raises DataError where the file is missing, not whole, of another release or of another key."""
         try:
             file = path.open("rb", buffering=0)
-            facts = _facts(path, file)
         except FileNotFoundError:
             raise DataError(f"sizes {path} are missing.\n  {_AGAIN}") from None
         except OSError as e:
             raise DataError(f"sizes {path} cannot be read: {e}.\n  {_AGAIN}") from None
-        if facts["key"] != key:
-            raise DataError(
-                f"sizes {path} are those of another dataset, tokenizer or recipe: key {facts['key']!r}, "
-                f"this run has {key!r}.\n  {_AGAIN}"
-            )
+        with contextlib.ExitStack() as stack:
+            stack.callback(file.close)
+            facts = _facts(path, file)
+            if facts["key"] != key:
+                raise DataError(
+                    f"sizes {path} are those of another dataset, tokenizer or recipe: key {facts['key']!r}, "
+                    f"this run has {key!r}.\n  {_AGAIN}"
+                )
+            stack.pop_all()
         return cls(path, facts, file)
 
     def __reduce__(self) -> tuple[Any, ...]:

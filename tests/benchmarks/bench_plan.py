@@ -195,7 +195,11 @@ def speed(planner: Planner, rounds: int = 3, windows: int = 12) -> dict[str, flo
             plan = planner.plan(cursor, 64)
             cursor, rows, tokens = plan.after, rows + 64, tokens + int(plan.rows.tokens.sum())
         best = min(best, time.process_time() - start)
+    rows_of_1024 = np.random.default_rng(0).integers(0, 30_000, 8192)
+    start = time.process_time()
+    assign(rows_of_1024, rows_of_1024, 1024, 1)
     return {
+        "seconds_to_assign_8192_rows": round(time.process_time() - start, 4),
         "samples_per_s": round(windows * planner.window / best),
         "rows_per_s": round(rows / best),
         "tokens_per_s": round(tokens / best),

@@ -19,7 +19,7 @@ from data_pipeline.stream.planner import Cursor, Planner
 from data_pipeline.stream.sizes import Chunk, Sizes, write_sizes
 
 BUDGET = Budget(tokens=512, patches=9000)
-FIXED = "e36ddec8dde3c67a"
+FIXED = "c73b8e3f0e989f06"
 
 
 def some_sizes(folder, name: str, n: int, seed: int = 0, modes: int = 1) -> tuple[Sizes, list]:
@@ -147,6 +147,12 @@ def test_going_on_from_any_cursor_twice_equals_the_unbroken_run(three, data):
 def stored(cursor: Cursor) -> Cursor:
     """As it comes back from the state's JSON."""
     return Cursor(*json.loads(json.dumps(list(cursor))))
+
+
+def test_the_stream_goes_on_where_a_source_has_left(three):
+    planner = planner_of(three, max_epochs={"b": 1, "c": 2})
+    plan = planner.plan(Cursor(9, 0), 50)
+    assert {p.source for row in plan.rows for p in row} == {"a"}
 
 
 def test_no_row_exceeds_its_budgets_and_the_fill_is_what_rows_hold(three):

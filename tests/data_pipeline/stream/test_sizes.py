@@ -107,6 +107,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
         (tmp_path / "cut").write_bytes(whole[:length])
         with pytest.raises(DataError, match="are not whole"):
             Sizes.open(tmp_path / "cut", "k")
+    (tmp_path / "other").write_bytes(b"PNG" + whole[3:])
+    with pytest.raises(DataError, match="are not whole"):
+        Sizes.open(tmp_path / "other", "k")
     (tmp_path / "longer").write_bytes(whole[:100] + b"12345678" + whole[100:])
     with pytest.raises(DataError, match="are not whole"):
         Sizes.open(tmp_path / "longer", "k")
@@ -136,9 +139,16 @@ def test_numbers_that_point_nowhere_are_noticed_when_looked_up(tmp_path):
     whole = (tmp_path / "s").read_bytes()
     pieces = 8 + -(-24 * 10 // 8) * 8  # magic, pieces
     samples = pieces + 25 * 8
-    for at, index in ((pieces + 8 * 5, 3), (pieces + 8 * 5 + 6, 3), (samples + 8 * 4 + 5, 3)):
-        broken = whole[:at] + b"\xff" + whole[at + 1 :]
-        (tmp_path / "s").write_bytes(broken)
+    of_variant, of_sample = pieces + 8 * 5, samples + 8 * 4
+    end = pieces + 8 * 24 + 1
+    for at, byte, index in (
+        (of_variant, 255, 3),  # a reason that has no phrase
+        (of_variant + 6, 255, 3),  # a first piece far beyond the file
+        (end, 30, 15),  # a last piece beyond the pieces, inside the file
+        (of_sample + 5, 255, 3),  # a last variant far beyond the file
+        (of_sample, 20, 4),  # a first variant after the last one
+    ):
+        (tmp_path / "s").write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
         with pytest.raises(DataError, match="their contents contradict themselves"):
             Sizes.open(tmp_path / "s", "k").find(np.array([index]), np.array([1]))
 
@@ -166,3 +176,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path):
         f.truncate(100)
     with pytest.raises(DataError, match="altered"):
         sizes.find(np.array([15]), np.array([0]))
+
+
+def test_reasons_are_closed_phrases(tmp_path):
+    chunk = Chunk.of([[([], f"too long by {n}")] for n in range(256)])
+    with pytest.raises(ValueError, match="more than 255 reasons"):
+        write_sizes(tmp_path / "s", [chunk], key="k")
