@@ -15,9 +15,8 @@ from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.chat import Variant, render
-from data_pipeline.stream.collate import Document, collate
+from data_pipeline.stream.collate import Document, Piece, collate
 from data_pipeline.stream.decode import blank, decode
-from data_pipeline.stream.pack import Piece
 from data_pipeline.stream.rows import Placed
 from data_pipeline.stream.show.chips import crossings, read_row, wrong_labels
 from data_pipeline.stream.show.page import Origin, PackedRow, Step, rows_page, visible
@@ -118,8 +117,8 @@ def test_a_missing_patch_is_seen_and_said(make, tokenizer):
     pixels, notes = tile_pixels(less, 0)
     assert (pixels[:8, :8] == (255, 0, 255)).all()
     assert not (pixels[:8, 8:16] == (255, 0, 255)).all()
-    assert notes == ("11 patches for 3 × 4 places",)
-    assert "11 patches for 3 × 4 places" in page_of(less, tokenizer)[0]
+    assert notes == ("11 patches for 4 × 3 places",)
+    assert "11 patches for 4 × 3 places" in page_of(less, tokenizer)[0]
 
 
 def test_a_picture_that_could_not_be_read_is_said_to_be_grey(make, tokenizer):
@@ -145,7 +144,7 @@ def test_an_image_span_is_one_chip_that_says_its_size(make, tokenizer):
     batch = batch_of([[document(make.caption(1, noise(32, 24)[0]), tokenizer)]], tokenizer)
     _, page = page_of(batch, tokenizer)
     said = [c.text for c in chips(page) if "image" in (c.get("class") or "")]
-    assert said == [f"image 1 ({K} tokens, 3×4 patches)"]
+    assert said == [f"image 1 ({K} tokens, 4×3 patches)"]
 
 
 @pytest.mark.parametrize("text", ["plain words", "žluťoučký kůň 猫 🐈 e\u0301", "two\nlines"])

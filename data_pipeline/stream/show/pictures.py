@@ -53,7 +53,7 @@ def tile_pixels(batch: Batch, number: int) -> tuple[np.ndarray, tuple[str, ...]]
     grid[index[inside, 1], index[inside, 2]] = patches[inside].transpose(0, 2, 3, 1)
     notes = []
     if len({(r, c) for _, r, c in index[inside].tolist()}) != rows * columns or not inside.all():
-        notes.append(f"{len(patches)} patches for {rows} × {columns} places")
+        notes.append(f"{len(patches)} patches for {columns} × {rows} places")
     if len(patches) and (patches == GREY).all():
         notes.append("grey: stands in for a picture that could not be read")
     return grid.transpose(0, 2, 1, 3, 4).reshape(rows * p, columns * p, 3), tuple(notes)
