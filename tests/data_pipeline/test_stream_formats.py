@@ -364,12 +364,22 @@ def unordered(index: Path) -> None:
     index.write_bytes(struct.pack(f"<{len(offsets)}Q", *offsets))
 
 
+def misaligned(index: Path) -> None:
+    data = bytearray(index.read_bytes())
+    data[8] += 1
+    index.write_bytes(data)
+
+
+def late(index: Path) -> None:
+    index.write_bytes(struct.pack("<Q", 512) + index.read_bytes()[8:])
+
+
 def beyond(index: Path) -> None:
     data = index.read_bytes()
     index.write_bytes(data[:-8] + struct.pack("<Q", 1 << 40))
 
 
-@pytest.mark.parametrize("broken", [missing, short, shifted, merged, unordered, beyond])
+@pytest.mark.parametrize("broken", [missing, short, shifted, merged, unordered, misaligned, late, beyond])
 def test_an_index_that_is_not_its_tars_is_refused(built, tmp_path, broken) -> None:
     manifest = copied(built, tmp_path)
     tar = tmp_path / manifest.shards(format="webdataset")[0].path
@@ -382,6 +392,10 @@ def test_an_index_that_is_not_its_tars_is_refused(built, tmp_path, broken) -> No
     remote = Source.open(f"file://{tmp_path}", manifest, "docs", format="webdataset")
     with pytest.raises(DataError, match=r"\.idx (was altered|is missing)"):
         remote[1]
+    if broken not in (missing, shifted, merged):  # which only a walk can tell
+        unvouched = replace(manifest, tasks=(replace(manifest.tasks[0], files={}),))
+        with pytest.raises(DataError, match="is not that of its tar"):
+            Source.open(f"file://{tmp_path}", unvouched, "docs", format="webdataset")[1]
     # And where the manifest vouches for it, or says nothing of it.
     for vouched in (resealed(tmp_path, manifest), manifest):
         task = vouched.tasks[0]
@@ -421,6 +435,7 @@ BAD_COLUMNS = {
     "unknown column": lambda row: {**row, "segments": [{**row["segments"][0], "surprise": 1}]},
     "a number for text": lambda row: {**row, "segments": [{**row["segments"][0], "text": 5}]},
     "a text for a number": lambda row: {**row, "lang_score": "high"},
+    "a number for a media's id": lambda row: {**row, "media": [{**row["media"][0], "media_id": 5}]},
     "no id": lambda row: {**row, "id": None},
     "a picture too few": lambda row: {
         **row,
@@ -476,6 +491,62 @@ def test_a_remote_batch_whose_offsets_lie_is_a_broken_sample_and_no_crash(tmp_pa
         with pytest.raises(BrokenSample):
             source[i]
     assert source[32] == written[32]
+
+
+def member_named(tar: Path, ending: str) -> tarfile.TarInfo:
+    with tarfile.open(tar) as opened_tar:
+        return next(x for x in opened_tar.getmembers() if x.name.endswith(ending))
+
+
+HEADERS = {  # the place in the header, and what is put there; the checksum is made to fit
+    "a link": (156, b"2"),
+    "a folder": (156, b"5"),
+    "a name that goes on elsewhere": (345, b"x"),
+    "a size below nothing": (124, b"-0000000001\0"),
+    "a size beyond the sample": (124, b"77777777777\0"),
+    "a size that is no number": (124, b"many\0"),
+    "another sample's name": (0, b"zz"),
+    "a wrong checksum": (148, b"000001\0 "),
+}
+
+
+@pytest.mark.parametrize("ending", [".json", ".png"])
+@pytest.mark.parametrize("broken", HEADERS)
+def test_a_header_that_is_no_file_of_its_sample_is_refused(
+    tmp_path, written, broken: str, ending: str
+) -> None:
+    """Here the shard: its offsets were followed when it was proven. Of a remote one, the sample."""
+    manifest = build(tmp_path, written[1:4], ("arrow", "webdataset"))
+    tar = tmp_path / manifest.shards(format="webdataset")[0].path
+    data, at = bytearray(tar.read_bytes()), member_named(tar, ending).offset
+    place, value = HEADERS[broken]
+    data[at + place : at + place + len(value)] = value
+    if broken != "a wrong checksum":
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    tar.write_bytes(data)
+    manifest = resealed(tmp_path, manifest)
+    with pytest.raises(DataError, match="is not that of its tar"):
+        Source.open(tmp_path, manifest, "docs", format="webdataset")[2]
+    remote = Source.open(f"file://{tmp_path}", manifest, "docs", format="webdataset")
+    for read in (remote.__getitem__, lambda i: remote.picture(i, 0)):
+        with pytest.raises(BrokenSample):
+            read(0)
+    if ending == ".json" and "name" not in broken:
+        with pytest.raises(BrokenSample):
+            remote.without_pixels(0)
+    assert remote[2] == written[3]
+
+
+@pytest.mark.parametrize("kind", ["schema", "count"])
+def test_a_parquet_file_that_is_no_shard_is_refused(built, tmp_path, kind: str) -> None:
+    manifest = copied(built, tmp_path)
+    path = tmp_path / manifest.shards(format="parquet")[0].path
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["lineage"]) if kind == "schema" else table[:9], path)
+    said = "does not have the schema" if kind == "schema" else "holds 9 samples, the manifest says 40"
+    with pytest.raises(DataError, match=said):
+        Source.open(tmp_path, resealed(tmp_path, manifest), "docs", format="parquet")[0]
 
 
 def test_a_row_group_that_cannot_be_decoded_is_broken_samples(built, tmp_path) -> None:

@@ -128,17 +128,26 @@ def test_a_truncated_or_missing_shard_is_named_when_the_source_is_opened(dataset
     Source.open(directory, manifest, "caps")
 
 
-@pytest.mark.parametrize("content", [b"", b"ARROW1", b"<html>not found</html>", None])
-def test_files_that_are_no_shard_are_refused(dataset, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"ARROW1", b"<html>not found</html>"])
+def test_files_that_are_no_shard_are_refused(dataset, content: bytes) -> None:
     directory, manifest = dataset
     path = directory / manifest.shards(source="docs")[0].path
-    if content is None:  # a proper Arrow file of another schema
-        with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, pa.schema([("id", pa.string())])) as w:
-            w.write_batch(pa.record_batch({"id": ["a"]}))
-    else:
-        path.write_bytes(content)
+    path.write_bytes(content)
     source = Source.open(directory, remade(directory, manifest), "docs")
     with pytest.raises(DataError, match=path.name):
+        source[0]
+
+
+@pytest.mark.parametrize("layout", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_samples_of_another_schema_are_refused(dataset, samples, layout) -> None:
+    directory, manifest = dataset
+    shard = manifest.shards(source="docs")[0]
+    rows = [s.to_row() for s in samples if s.source == "docs"][: shard.samples]
+    batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMA).drop_columns(["lineage"])
+    with pa.OSFile(str(directory / shard.path), "wb") as f, layout(f, batch.schema) as writer:
+        writer.write_batch(batch)
+    source = Source.open(directory, remade(directory, manifest), "docs")
+    with pytest.raises(DataError, match="does not have the schema"):
         source[0]
 
 
@@ -151,11 +160,15 @@ def test_a_wrong_count_is_refused(make, dataset, samples) -> None:
         source[0]
 
 
-def test_a_buffer_whose_offsets_lie_is_refused_behind_a_good_digest(make, dataset, samples) -> None:
+@pytest.mark.parametrize("layout", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_a_buffer_whose_offsets_lie_is_refused_behind_a_good_digest(dataset, samples, layout) -> None:
     """Arrow follows offsets without a look: unproven, this ends the process and not only the sample."""
     directory, manifest = dataset
     path = directory / manifest.shards(source="caps")[0].path
-    ids = [s.id for s in samples if s.source == "caps"][:3]
+    rows = [s.to_row() for s in samples if s.source == "caps"][:7]
+    with pa.OSFile(str(path), "wb") as f, layout(f, SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+    ids = [row["id"] for row in rows][:3]
     good = path.read_bytes()
     at = good.index(struct.pack("<4i", 0, *accumulate(len(i) for i in ids)))
     path.write_bytes(good[:at] + struct.pack("<4i", 0, 1 << 30, 1 << 30, 1 << 30) + good[at + 16 :])

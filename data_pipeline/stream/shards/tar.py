@@ -92,8 +92,8 @@ class TarShard:
         start, end = self._span(n)
         data = self._file.read_at(start, min(end - start, _FIRST_READ))
         name, size = _header(data[:_BLOCK])
-        if not name.endswith(".json") or size > end - start:
-            raise ValueError(f"{name!r} of {size:,} bytes does not hold a sample's columns")
+        if size > end - start:
+            raise ValueError(f"{name!r} of {size:,} bytes goes beyond its sample")
         if len(data) < _BLOCK + size:
             data += self._file.read_at(start + len(data), _BLOCK + size - len(data))
         return _object(data[_BLOCK : _BLOCK + size])
@@ -130,7 +130,7 @@ def _members(read: Callable[[int, int], bytes], start: int, end: int) -> Iterato
                 raise ValueError(f"the first file of a sample is its .json, found {name!r}")
         else:
             found = _PICTURE.fullmatch(name.removeprefix(key))
-            if found is None or not name.startswith(key):
+            if found is None:
                 raise ValueError(f"{name!r} is no picture of sample {key!r}")
             number = int(found.group(1))
         yield number, at + _BLOCK, size
