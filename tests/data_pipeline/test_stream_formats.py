@@ -63,6 +63,11 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def send_header(self, name: str, value: str) -> None:
+        if name == "Content-Length" and not self.server.sizes:
+            name, value = "Connection", "close"
+        super().send_header(name, value)
+
     def end_headers(self) -> None:
         if self.command == "HEAD" and self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
@@ -113,7 +118,7 @@ def server(built) -> Iterator[http.server.ThreadingHTTPServer]:
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Ranges, directory=str(built[0]))
     ) as running:
-        running.asked, running.ranges, running.failures = [], True, []
+        running.asked, running.ranges, running.failures, running.sizes = [], True, [], True
         running.url = f"http://127.0.0.1:{running.server_port}"
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
@@ -232,7 +237,7 @@ def test_planning_asks_a_server_for_no_pictures(tmp_path, make, format: str) -> 
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Ranges, directory=str(tmp_path))
     ) as running:
-        running.asked, running.ranges, running.failures = [], True, []
+        running.asked, running.ranges, running.failures, running.sizes = [], True, [], True
         threading.Thread(target=running.serve_forever, daemon=True).start()
         source = opened(f"http://127.0.0.1:{running.server_port}", format)
         assert [source.without_pixels(i).id for i in range(64)] == [s.id for s in written]
@@ -262,8 +267,30 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(server, written, monkey
 def test_what_is_not_on_the_server_is_named(server) -> None:
     with pytest.raises(DataError, match=r"http://127.0.0.1:\d+/nowhere/manifest.json is missing"):
         Datasets.read([f"{server.url}/nowhere"])
+
+
+@pytest.mark.parametrize(
+    "url", ["zip://x::http://example.org/y", "s3://x::http://y", "sftp://host/x", "ZIP://x"]
+)
+def test_protocols_outside_of_the_list_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="is no place to read from"):
-        Datasets.read(["zip://x::http://example.org/y.zip"])
+        Datasets.read([url])
+
+
+def test_a_server_that_tells_no_sizes_is_refused(server) -> None:
+    source = opened(server.url, "webdataset")
+    server.sizes = False
+    with pytest.raises(DataError, match="does not say how long it is"):
+        source[0]
+
+
+def test_a_tar_that_shrinks_while_it_is_read_is_named(built, tmp_path) -> None:
+    copied(built, tmp_path)
+    source = opened(tmp_path, "webdataset")
+    source[0]
+    os.truncate(tmp_path / source.place(1)[0], 0)
+    with pytest.raises(DataError, match=r"00000\.tar ends at byte"):
+        source[1]
 
 
 def test_a_remote_view_hides_what_it_hides_here(tmp_path, written) -> None:
@@ -435,7 +462,7 @@ BAD_COLUMNS = {
     "unknown column": lambda row: {**row, "segments": [{**row["segments"][0], "surprise": 1}]},
     "a number for text": lambda row: {**row, "segments": [{**row["segments"][0], "text": 5}]},
     "a text for a number": lambda row: {**row, "lang_score": "high"},
-    "a number for a media's id": lambda row: {**row, "media": [{**row["media"][0], "media_id": 5}]},
+    "a number for a media's id": lambda row: {**row, "media": [{**x, "media_id": 5} for x in row["media"]]},
     "no id": lambda row: {**row, "id": None},
     "a picture too few": lambda row: {
         **row,
@@ -502,7 +529,7 @@ HEADERS = {  # the place in the header, and what is put there; the checksum is m
     "a link": (156, b"2"),
     "a folder": (156, b"5"),
     "a name that goes on elsewhere": (345, b"x"),
-    "a size below nothing": (124, b"-0000000001\0"),
+    "a size that makes no headway": (124, b"-0000001001\0"),
     "a size beyond the sample": (124, b"77777777777\0"),
     "a size that is no number": (124, b"many\0"),
     "another sample's name": (0, b"zz"),

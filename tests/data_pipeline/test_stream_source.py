@@ -5,6 +5,7 @@ import struct
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -224,7 +225,13 @@ def test_hidden_rows_are_found_once_for_a_machine_and_travel_to_workers(dataset,
     proofs = tmp_path / "proofs"
     first = Source.open(directory, manifest, "caps", shards=Shards(proofs))
     assert first[3].id == "cap4"
-    copied = pickle.loads(pickle.dumps(first))
+    [kept] = proofs.glob("hidden-*")
+    for torn in (b"", kept.read_bytes()[:-9]):
+        kept.write_bytes(torn)
+        assert Source.open(directory, manifest, "caps", shards=Shards(proofs))[3].id == "cap4"
+    np.save(kept, np.array([1, 2]))
+    assert Source.open(directory, manifest, "caps", shards=Shards(proofs))[3].id == "cap4"
+    copied = pickle.loads(pickle.dumps(Source.open(directory, manifest, "caps")))
     assert not copied._view.samples
     second = Source.open(directory, manifest, "caps", shards=Shards(proofs))
     for shard in manifest.shards():  # whoever read ids again would find nothing, and say so

@@ -126,8 +126,6 @@ def _members(read: Callable[[int, int], bytes], start: int, end: int) -> Iterato
         number = -1
         if at == start:
             key = name.removesuffix(".json")
-            if key == name:
-                raise ValueError(f"the first file of a sample is its .json, found {name!r}")
         else:
             found = _PICTURE.fullmatch(name.removeprefix(key))
             if found is None:
