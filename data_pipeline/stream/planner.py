@@ -115,8 +115,7 @@ class Planner:
             if row == 0:
                 skipped += window.skipped
             last = min(len(window), row + missing)
-            if last > row:
-                parts.append(window.rows(row, last))
+            parts.append(window.rows(row, last))
             missing -= last - row
             number, row = (number + 1, 0) if last == len(window) else (number, last)
         rows = Rows(self._names, parts)

@@ -111,6 +111,15 @@ def test_a_source_leaves_after_its_epochs_and_the_others_share():
     assert mixture.counts(130)["a"] == 15
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_draws_at_the_same_time_come_in_the_order_of_names(seed):
+    """With these weights the first draws of both tie, and one of the sources leaves with it."""
+    weight = {"a": 1.0, "b": 3.0}
+    for name in weight:
+        mixture = Mixture(weight, seed, lengths={"a": 1, "b": 1}, max_epochs={name: 1})
+        assert named(mixture, 0, 20) == walked(mixture, weight, {name: 1}, 20)
+
+
 def test_the_end_of_a_mixture_is_said():
     mixture = Mixture({"a": 1, "b": 3}, 0, lengths={"a": 4, "b": 4}, max_epochs={"a": 1, "b": 2})
     assert mixture.total == 12

@@ -205,6 +205,28 @@ def test_a_hundred_unusable_samples_in_a_row_stop_the_plan(tmp_path):
     assert {reason for _, _, reason in plan.skipped} == {"no targets"}
 
 
+@pytest.mark.parametrize("unusable", [99, 100])
+def test_ninety_nine_unusable_samples_in_a_row_are_passed_over(tmp_path, unusable):
+    n = 5000
+    bad = {position(1, "s", 0, 10 + i, n) for i in range(unusable)}
+    samples = [[([], "no targets") if i in bad else ([(50, 0, 0)], None)] for i in range(n)]
+    planner = planner_of(made(tmp_path, samples))
+    if unusable == 100:
+        with pytest.raises(DataError, match=f"number {position(1, 's', 0, 109, n)} of source 's'"):
+            planner.plan(planner.start(), 1)
+    else:
+        assert {index for _, index, _ in planner.plan(planner.start(), 1).skipped} == bad
+
+
+def test_what_is_skipped_is_named_in_the_order_of_draws(tmp_path):
+    part = [[([(400, 0, 0)], "longer than a row")]] * 50
+    sizes = made(tmp_path, part) | made(tmp_path, part, "t")
+    planner = planner_of(sizes, {"s": 0.4, "t": 0.6})
+    mixture = Mixture({"s": 0.4, "t": 0.6}, 1, lengths={"s": 50, "t": 50})
+    drawn = [mixture.names[s] for s in mixture.draws(0, planner.window)[0].tolist()]
+    assert [source for source, _, _ in planner.plan(planner.start(), 1).skipped] == drawn
+
+
 def test_a_source_without_any_target_is_refused_at_once(tmp_path):
     with pytest.raises(DataError, match="source 's' has no sample with a target to train on: no text"):
         planner_of(made(tmp_path, [[([], "no text")]] * 9))
