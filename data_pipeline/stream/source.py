@@ -138,6 +138,8 @@ class Source:
         return {**vars(self), "_view": View(images=self._view.images)}
 
     def _seen(self, sample: Sample) -> Sample:
+        if not self._view.images:
+            return sample  # a row that is excluded has no number
         seen = self._view.apply(sample)
         assert seen is not None, "rows that are excluded have no number"
         return seen

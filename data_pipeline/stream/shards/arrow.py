@@ -23,6 +23,15 @@ _LIGHT = ("id", "kind", "source", "segments", "media")
 _HEAD = ("id", "source", "url")
 _MAGIC = b"ARROW1"
 _EVERY = tuple(SCHEMA.names)
+_OF_MAP = 16 * 1024  # bytes that a record batch of a mapped file takes: its columns are views of the map
+
+
+def _numbers(column: str, names: tuple[str, ...]) -> tuple[int, ...]:
+    struct = SCHEMA.field(column).type.value_type
+    return tuple(struct.get_field_index(name) for name in names)
+
+
+_OF_SEGMENT, _OF_MEDIA = _numbers("segments", _SEGMENT_FIELDS), _numbers("media", _MEDIA_FIELDS)
 
 
 class ArrowShard:
@@ -33,7 +42,6 @@ class ArrowShard:
         self._mapped = _map(file)
         self._readers: dict[tuple[str, ...], pa.RecordBatchFileReader] = {}
         self._lock = threading.Lock()
-        self._latest: tuple[int, pa.RecordBatch] | None = None
 
     def sample(self, n: int) -> Sample:
         batch, row = self._find(n, _EVERY)
@@ -43,8 +51,8 @@ class ArrowShard:
         """Of the segments only what the token layout depends on; of the media their size and errors."""
         batch, row = self._find(n, _LIGHT)
         cell = {name: batch.column(name)[row] for name in _LIGHT}
-        segments = _columns(cell["segments"].values, _SEGMENT_FIELDS)
-        media = _columns(cell["media"].values, _MEDIA_FIELDS)
+        segments = _columns(cell["segments"].values, _OF_SEGMENT)
+        media = _columns(cell["media"].values, _OF_MEDIA)
         return Sample(
             id=cell["id"].as_py(),
             kind=cell["kind"].as_py(),
@@ -77,10 +85,7 @@ class ArrowShard:
                 columns = _EVERY
             key = (self._file.name, b, columns)
             return self._cache.get(key, lambda: self._fetched(b, columns), _weigh)
-        latest = self._latest
-        if latest is None or latest[0] != b:
-            latest = self._latest = (b, self._read(b, _EVERY))
-        return latest[1]
+        return self._cache.get((self._file.name, b), lambda: self._read(b, _EVERY), lambda _: _OF_MAP)
 
     def _fetched(self, b: int, columns: tuple[str, ...]) -> pa.RecordBatch:
         """A batch of a remote file. No digest vouches for it: offsets that lie must never be followed."""
@@ -170,8 +175,8 @@ def _weigh(batch: pa.RecordBatch) -> int:
     return int(batch.nbytes) + 4096
 
 
-def _columns(structs: pa.StructArray | None, names: tuple[str, ...]) -> list[tuple[Any, ...]]:
+def _columns(structs: pa.StructArray | None, fields: tuple[int, ...]) -> list[tuple[Any, ...]]:
     """These fields of a row's list of structs: several times faster than `as_py` on the whole."""
     if structs is None:
         return []
-    return list(zip(*(structs.field(name).to_pylist() for name in names), strict=True))
+    return list(zip(*(structs.field(n).to_pylist() for n in fields), strict=True))
