@@ -23,7 +23,7 @@ _LIGHT = ("id", "kind", "source", "segments", "media")
 _HEAD = ("id", "source", "url")
 _MAGIC = b"ARROW1"
 _EVERY = tuple(SCHEMA.names)
-_OF_MAP = 16 * 1024  # bytes that a record batch of a mapped file takes: its columns are views of the map
+_VIEWS = 16  # record batches of a mapped file, whose columns are views of the map: some 30 kB each
 
 
 def _numbers(column: str, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -40,6 +40,7 @@ class ArrowShard:
     def __init__(self, file: File, ends: list[int], offsets: list[int] | None, cache: Lru) -> None:
         self._file, self._ends, self._offsets, self._cache = file, ends, offsets, cache
         self._mapped = _map(file)
+        self._views = Lru(_VIEWS)  # here, and not in the cache of all shards: they hold the map
         self._readers: dict[tuple[str, ...], pa.RecordBatchFileReader] = {}
         self._lock = threading.Lock()
 
@@ -85,7 +86,7 @@ class ArrowShard:
                 columns = _EVERY
             key = (self._file.name, b, columns)
             return self._cache.get(key, lambda: self._fetched(b, columns), _weigh)
-        return self._cache.get((self._file.name, b), lambda: self._read(b, _EVERY), lambda _: _OF_MAP)
+        return self._views.get(b, lambda: self._read(b, _EVERY), lambda _: 1)
 
     def _fetched(self, b: int, columns: tuple[str, ...]) -> pa.RecordBatch:
         """A batch of a remote file. No digest vouches for it: offsets that lie must never be followed."""
