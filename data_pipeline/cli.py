@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.cli_parser import IntermixedParser, add_verb, natural, positive
+from data_pipeline.cli_parser import IntermixedParser, Verbs, add_verb, natural, positive
 from data_pipeline.cli_views import add_view_verbs
 from data_pipeline.errors import ConfigError, FoveaError, shown
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from data_pipeline.build.executor import Executor
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Mount `data` and its verbs; each sets `run_verb`, a function from arguments to an exit code."""
+def add_parser(subparsers: Verbs) -> Verbs:
+    """Mount `data` and its verbs; each sets `run_verb`, a function from arguments to an exit code.
+
+    The verbs are returned, so that training can mount its own beside them.
+    """
     data = subparsers.add_parser("data", help="build datasets, prove them, look at them")
     verbs = data.add_subparsers(
         dest="data_verb", required=True, metavar="VERB", parser_class=IntermixedParser
@@ -66,7 +69,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     p = add_verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
               "fovea data preview data/demo --out preview.html --source scenes_qa")  # fmt: skip
-    p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument("directory", type=Path, nargs="?", metavar="DIR")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.html")
     p.add_argument("--split", choices=("train", "heldout"))
     p.add_argument("--source", metavar="NAME")
@@ -82,6 +85,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     p.add_argument("--pages", type=natural, default=300, metavar="N", help="HTML pages (%(default)s)")
     p.add_argument("--pdfs", type=natural, default=150, metavar="N", help="PDF files (%(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="S")
+    return verbs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,6 +176,8 @@ def _stats(args: argparse.Namespace) -> int:
 def _preview(args: argparse.Namespace) -> int:
     from data_pipeline.build.look.preview import preview
 
+    if args.directory is None:
+        raise ConfigError("say which dataset:  fovea data preview DIR --out FILE.html")
     page = preview(
         args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source, excluded=args.excluded
     )

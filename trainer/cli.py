@@ -13,6 +13,7 @@ from pathlib import Path
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
+from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, only_one, report_error
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--nproc", type=int, default=2, metavar="N", help="ranks (%(default)s)")
 
-    add_data_parser(verbs)
+    add_stream_verbs(add_data_parser(verbs))
 
     p = add_verb(
         verbs,
@@ -113,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="ranks to start here (%(default)s); under torchrun they come from it",
+    )
+    p.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="resume although the dataset is another one than before; its order begins anew",
     )
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
@@ -205,14 +211,14 @@ def _train(args: argparse.Namespace) -> int:
     if not is_rank():
         if args.nproc < 1:
             raise ConfigError(f"--nproc {args.nproc}: at least 1 rank is needed")
-        from data_pipeline.manifest import read_manifest
         from trainer.engine.ds_config import read_ds_config
+        from trainer.stage_stream import open_datasets
 
         stage.accumulation(args.nproc)
         read_ds_config(stage.ds_config)
-        for dataset in recipe.data.datasets:
-            read_manifest(args.run / dataset)
+        open_datasets(recipe, args.run)
         argv = ["train", str(args.recipe), "--stage", stage.name, "--run", str(args.run), *args.overrides]
+        argv += ["--accept-changed-data"] if args.accept_changed_data else []
         with only_one(args.run / stage.name):
             launch(argv, args.nproc)
         return 0
@@ -224,7 +230,7 @@ def _train(args: argparse.Namespace) -> int:
     from trainer.run import build_run
 
     world = init_world()
-    run = build_run(recipe, stage, args.run, world)
+    run = build_run(recipe, stage, args.run, world, accept_changed_data=args.accept_changed_data)
     if world.is_main:
         start = run.state.step
         if start == stage.steps:

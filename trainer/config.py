@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data_pipeline.errors import ConfigError, nearest
+from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.evaluation.config import Evaluation
 from trainer.models.config import MODULES, Model
@@ -25,7 +26,12 @@ class _Part(BaseModel):
 class Data(_Part):
     """Where the datasets stand. A relative path counts from the run directory."""
 
-    datasets: tuple[str, ...] = Field(("data",), min_length=1, description="directories with a manifest.json")
+    datasets: tuple[str, ...] = Field(
+        ("data",), min_length=1, description="directories or URLs with a manifest.json"
+    )
+    sizes: str = Field("sizes", description="directory for the recorded sizes of samples; may be shared")
+    workers: int = Field(0, ge=0, description="processes of each rank that prepare batches; 0: a thread")
+    prefetch_gib: float = Field(1.0, gt=0, description="finished batches that wait, at most, on each rank")
 
 
 class VisionBackbone(_Part):
@@ -66,6 +72,13 @@ class Backbones(_Part):
     language: LanguageBackbone = LanguageBackbone()
 
 
+class Share(_Part):
+    """What one source gets of a mixture."""
+
+    weight: float = Field(gt=0)
+    max_epochs: float | None = Field(None, gt=0, description="then the source leaves, and the others share")
+
+
 class Stage(_Part):
     """One stage of training, as a value.
 
@@ -78,11 +91,24 @@ class Stage(_Part):
     train: dict[str, float] = Field(
         description="module -> factor on the learning rate; modules not named are frozen"
     )
-    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1, description="source -> weight")
+    mixture: dict[str, Annotated[float, Field(gt=0)] | Share] = Field(
+        min_length=1, description="source -> weight, or {weight, max_epochs}"
+    )
+    mixture_by: Literal["samples", "tokens"] = Field("samples", description="what the weights are shares of")
+    temperature: float = Field(1.0, gt=0, description="above 1, small sources gain: weight^(1 / temperature)")
     steps: int = Field(ge=1)
     global_batch: int = Field(ge=1, description="rows, over all ranks")
     micro_batch: int = Field(ge=1, description="rows, one rank, one forward pass")
     sequence_length: int = Field(ge=16, description="tokens of a row")
+    images_per_row: int | None = Field(None, ge=1, description="tiles, at most: bounds the tower's memory")
+    patches_per_row: int | None = Field(None, ge=1, description="patches, at most")
+    overlong: Literal["split", "shorten", "drop"] = Field(
+        "split", description="what becomes of a sample that no row holds whole"
+    )
+    splitting: float = Field(
+        0.0, ge=0, le=1, description="share of draws whose pictures come as four quarters and the whole"
+    )
+    shuffle_turns: bool = Field(False, description="a dialogue's questions in another order in each epoch")
     mask: Literal["causal", "image_full"] = "image_full"
     loss_on: Literal["all_text", "answers"] = "all_text"
     lr: float = Field(gt=0)
@@ -117,6 +143,11 @@ class Stage(_Part):
                 f"global_batch ({self.global_batch}) is no multiple of micro_batch ({self.micro_batch})"
             )
         return self
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """The mixture with every weight spelt out."""
+        return {n: s if isinstance(s, Share) else Share(weight=s) for n, s in self.mixture.items()}
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a step on each of `world_size` ranks. Raises ConfigError where rows are left over."""
@@ -155,6 +186,21 @@ class Recipe(_Part):
                     f"{nearest(stage.init_from, seen)} (there are {', '.join(seen)})"
                 )
             seen.append(stage.name)
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_fit_rows(self) -> "Recipe":
+        for stage in self.stages:
+            tiles = SPLIT_TILES if stage.splitting else 1
+            # Visual tokens, the tokens around each tile, <bos>, and at least one target.
+            least = tiles * (self.model.image_tokens + 1) + 3
+            if least > stage.sequence_length:
+                split = f" split into {tiles} tiles" if stage.splitting else ""
+                raise ValueError(
+                    f"stage '{stage.name}': a picture{split} takes {least} tokens with all beside it, "
+                    f"sequence_length is {stage.sequence_length}: raise it, or lower the visual tokens of a "
+                    "tile (image.longest_edge, connector)"
+                )
         return self
 
     def stage(self, name: str) -> Stage:

@@ -6,7 +6,6 @@ import time
 import torch
 
 from data_pipeline.errors import NumericError
-from data_pipeline.sample import content_id
 from trainer.distributed import all_sum
 from trainer.engine import checkpoint
 from trainer.engine.initialize import set_lr
@@ -69,11 +68,12 @@ def train_step(run: Run) -> Metrics:
     (loss_sum,) = all_sum(world, float(total))
     mean_loss = loss_sum / max(1.0, targets)
     if not math.isfinite(mean_loss):
-        ids = [i for row in run.stream.last_sample_ids for i in row]
+        run_dir = run.stage_dir.parent
         # Every rank sees the same sum, so every rank stops here, before the weights are touched.
         raise NumericError(
             f"stage '{stage.name}': the loss at step {step + 1} is {mean_loss}; the weights were not updated."
-            f"\n  Samples of the step: {', '.join(ids[:8])} …"
+            f"\n  Its samples:  fovea data explain {run_dir / 'recipe.resolved.yaml'} --run {run_dir} "
+            f"--stage {stage.name} --step {step + 1}"
             "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
         )
     engine.step()
@@ -85,9 +85,9 @@ def train_step(run: Run) -> Metrics:
             "that step was saved.\n  Lower lr; the same command resumes from the newest verified checkpoint."
         )
 
-    run.state = TrainState(
-        step=step + 1, tokens=run.state.tokens + int(tokens), stream=run.stream.state_dict()
-    )
+    stream = run.stream.state_dict()
+    run.state = TrainState(step=step + 1, tokens=run.state.tokens + int(tokens), stream=stream)
+    of_tokens, of_patches = run.stream.imbalance
     return {
         "stage": stage.name,
         "step": step + 1,
@@ -98,6 +98,11 @@ def train_step(run: Run) -> Metrics:
         "target_tokens": int(targets),
         "images": int(images),
         "fill": run.stream.fill,
-        "samples": content_id(*(i for row in run.stream.last_sample_ids for i in row)),
+        "token_imbalance": of_tokens,
+        "patch_imbalance": of_patches,
+        "skipped": sum(run.stream.skipped.values()),
+        "samples": run.stream.samples,
+        # Where the next step begins: `fovea data explain` starts from there.
+        **{place: stream[place] for place in ("ledger", "window", "row")},
         "time": time.time(),
     }

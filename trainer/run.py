@@ -40,6 +40,7 @@ from trainer.models.masks import MaskKind
 from trainer.models.vision import load_vision
 from trainer.models.weights import load_state
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
+from trainer.stage_stream import open_datasets, open_stream
 
 NOT_COMPARED = {"checkpoint_every", "keep_checkpoints"}
 """Stage fields that may change between a checkpoint and its resume."""
@@ -61,8 +62,13 @@ class Run:
     sinks: list[JsonlSink | TensorBoardSink | Screen]
 
 
-def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
-    """All parts, on all ranks. Starting points, in order: 1 a checkpoint of this stage, 2 `init_from`."""
+def build_run(
+    recipe: Recipe, stage: Stage, run_dir: Path, world: World, *, accept_changed_data: bool = False
+) -> Run:
+    """All parts, on all ranks. Starting points, in order: 1 a checkpoint of this stage, 2 `init_from`.
+
+    With `accept_changed_data` a checkpoint may have been trained on other data than there is now.
+    """
     torch.manual_seed(recipe.seed)
     accumulation = stage.accumulation(world.size)
     config = merge_ds_config(
@@ -73,7 +79,7 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
         clip=stage.clip,
     )
 
-    datasets = Datasets.read(run_dir / d for d in recipe.data.datasets)
+    datasets = open_datasets(recipe, run_dir)
     model, tokenizer = load_parts(recipe.model, run_dir / recipe.backbones.path, stage.mask)
     fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
 
@@ -87,7 +93,7 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
             "  To start the stage again from its beginning, move that directory away."
         )
     if found is not None:
-        _refuse_other_run(found, fingerprints, world)
+        _refuse_other_run(found, fingerprints, world, accept_changed_data)
 
     if found is None and stage.init_from != "backbones":
         before = finished_checkpoint(recipe, run_dir, stage.init_from).path
@@ -98,11 +104,11 @@ def build_run(recipe: Recipe, stage: Stage, run_dir: Path, world: World) -> Run:
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
     engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
 
-    stream = open_stream(recipe, stage, datasets, tokenizer, world)
+    stream = open_stream(recipe, stage, run_dir, datasets, tokenizer, rank=world.rank, world_size=world.size)
     state = TrainState()
     if found is not None:
         checkpoint.load(engine, found)
-        stream.load_state_dict(found.state.stream)
+        stream.load_state_dict(found.state.stream, accept_changed_data)
         state = found.state
 
     sinks: list[JsonlSink | TensorBoardSink | Screen] = []
@@ -143,27 +149,6 @@ def load_parts(config: Model, backbones: Path, mask: MaskKind) -> tuple[Autoregr
             f"{model.vocabulary}. Take both from the same directory, or make them again: fovea backbones"
         )
     return model, tokenizer
-
-
-def open_stream(
-    recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: Tokenizer, world: World
-) -> Stream:
-    """The stage's mixture over the training split."""
-    return Stream(
-        sources={name: datasets.source(name, "train") for name in stage.mixture},
-        weights=stage.mixture,
-        tokenizer=tokenizer,
-        image=recipe.model.image,
-        image_tokens=recipe.model.image_tokens,
-        sequence_length=stage.sequence_length,
-        global_rows=stage.global_batch,
-        micro_rows=stage.micro_batch,
-        rank=world.rank,
-        world_size=world.size,
-        loss_on=stage.loss_on,
-        seed=recipe.seed,
-        manifest_digest=datasets.digest,
-    )
 
 
 def finished_checkpoint(recipe: Recipe, run_dir: Path, name: str) -> checkpoint.Checkpoint:
@@ -220,8 +205,10 @@ def _fingerprints(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: T
     }
 
 
-def _refuse_other_run(found: checkpoint.Checkpoint, ours: dict[str, Any], world: World) -> None:
-    theirs = found.fingerprints
+def _refuse_other_run(
+    found: checkpoint.Checkpoint, ours: dict[str, Any], world: World, accept_changed_data: bool
+) -> None:
+    theirs = {**found.fingerprints, **({"data": ours["data"]} if accept_changed_data else {})}
     changed = [
         f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
         for part in ("model", "stage")
@@ -237,12 +224,19 @@ def _refuse_other_run(found: checkpoint.Checkpoint, ours: dict[str, Any], world:
         raise ConfigError(
             f"{found.path} is of another run:\n  " + "\n  ".join(changed) + "\n"
             "  Undo the change to resume, or train into another --run directory."
+            + (_CHANGED_DATA if theirs.get("data") != ours["data"] else "")
         )
     if found.world_size != world.size:
         raise ConfigError(
             f"{found.path} was written by {found.world_size} ranks, this run has {world.size}.\n"
             f"  Resume with --nproc {found.world_size}."
         )
+
+
+_CHANGED_DATA = (
+    "\n  To go on with the data as it is now, its order begun anew:  --accept-changed-data (what was seen "
+    "before may come again)"
+)
 
 
 def _say_rejected(stage_dir: Path, rejected: list[str], found: checkpoint.Checkpoint | None) -> None:

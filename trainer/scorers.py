@@ -22,9 +22,8 @@ from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.manifest import sha256_file
 from data_pipeline.sample import Sample, Segment
 from data_pipeline.stream.chat import Rendered, Unusable, render
-from data_pipeline.stream.collate import Document, collate
+from data_pipeline.stream.collate import Document, Piece, collate
 from data_pipeline.stream.decode import FORMATS, DecodeError, blank, decode
-from data_pipeline.stream.pack import Piece
 from trainer.engine.checkpoint import COMPLETE
 from trainer.trained import Trained, open_trained
 

@@ -11,10 +11,8 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.manifest import write_json
 from data_pipeline.stream.chat import Rendered
-from data_pipeline.stream.collate import Document, collate
-from data_pipeline.stream.datasets import Datasets
+from data_pipeline.stream.collate import Document, Piece, collate
 from data_pipeline.stream.decode import Picture
-from data_pipeline.stream.pack import Piece
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.config import Recipe, Stage, load_recipe
 from trainer.engine import checkpoint
@@ -25,6 +23,7 @@ from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.weights import load_state
 from trainer.run import load_parts
+from trainer.stage_stream import open_datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ def open_trained(path: Path) -> Trained:
 def evaluate_trained(trained: Trained) -> dict[str, Any]:
     """Held-out scores beside their blind baselines, written to STAGE/eval/step_N/{results,examples}.json."""
     recipe, found = trained.recipe, trained.checkpoint
-    datasets = Datasets.read(trained.run_dir / d for d in recipe.data.datasets)
+    datasets = open_datasets(recipe, trained.run_dir)
     scores, examples = evaluate(
         Subject(
             trained.model,

@@ -9,9 +9,19 @@ import torch
 from data_pipeline.batch import IGNORE, PAD_DOCUMENT, Batch
 from data_pipeline.errors import DataError
 from data_pipeline.image_spec import ImageSpec
+from data_pipeline.stream.chat import Rendered
 from data_pipeline.stream.decode import Picture
-from data_pipeline.stream.pack import Piece
 from data_pipeline.stream.tokens import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The tokens of one document of a row, and where they come from."""
+
+    sample_id: str
+    source: str
+    index: int
+    tokens: Rendered
 
 
 @dataclass(frozen=True, eq=False)

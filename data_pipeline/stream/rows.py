@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
+from blake3 import blake3
 
 from data_pipeline.stream.sizes import COSTS
 
@@ -63,6 +64,15 @@ class Rows(Sequence[Row]):
         row = np.repeat(np.arange(len(lengths)), lengths)
         self.tokens = _sum(row, self._pieces.sizes["tokens"], len(lengths))
         self.patches = _sum(row, self._pieces.sizes["patches"], len(lengths))
+
+    @property
+    def digest(self) -> str:
+        """Names which piece of which sample stands where: 32 hex digits."""
+        p = self._pieces
+        found = blake3(repr(self._names).encode())
+        for column in (self._starts, p.source, p.index, p.epoch, p.variant, p.piece):
+            found.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+        return found.hexdigest(length=16)
 
     def __len__(self) -> int:
         return len(self._starts) - 1

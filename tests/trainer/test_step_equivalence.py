@@ -6,16 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.stream.datasets import Datasets
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.config import load_recipe
-from trainer.distributed import World
 from trainer.engine.schedule import lr_factor
 from trainer.models.build import build_model
 from trainer.models.freeze import freeze, parameter_groups
 from trainer.models.language import load_language
 from trainer.models.vision import load_vision
-from trainer.run import open_stream
+from trainer.stage_stream import open_datasets, open_stream
 
 STEPS = 4
 
@@ -33,9 +31,7 @@ def plain_torch_losses(run_dir: Path) -> list[float]:
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=stage.betas)
     tokenizer = Tokenizer.load(backbones / "tokenizer")
-    stream = open_stream(
-        recipe, stage, Datasets.read([run_dir / "data"]), tokenizer, World(0, 1, torch.device("cpu"))
-    )
+    stream = open_stream(recipe, stage, run_dir, open_datasets(recipe, run_dir), tokenizer)
     losses = []
     for step in range(STEPS):
         factor = lr_factor(step, steps=stage.steps, warmup_steps=2, schedule="cosine", min_ratio=0.0)

@@ -20,10 +20,9 @@ from data_pipeline.image_spec import ImageSpec
 from data_pipeline.sample import Sample
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.chat import Rendered, Unusable, prompt, render
-from data_pipeline.stream.collate import Document, collate
+from data_pipeline.stream.collate import Document, Piece, collate
 from data_pipeline.stream.decode import FORMATS, DecodeError, Picture, decode
 from data_pipeline.stream.fit import fit
-from data_pipeline.stream.pack import Piece
 from data_pipeline.stream.source import Source
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.evaluation.captioning import cider, exact_match, tokenize
