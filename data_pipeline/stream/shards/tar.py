@@ -72,8 +72,11 @@ class TarShard:
         return sample
 
     def picture(self, n: int, media: int) -> bytes | None:
-        data, members = self._whole(n)
-        return next((data[at : at + size] for number, at, size in members if number == media), None)
+        if self._file.local is not None:
+            members = _members(self._file.read_at, *self._span(n))
+            return next((self._file.read_at(at, size) for k, at, size in members if k == media), None)
+        data, held = self._whole(n)
+        return next((data[at : at + size] for k, at, size in held if k == media), None)
 
     def head(self, n: int) -> tuple[str, str, str | None]:
         row = self._columns(n)
@@ -106,6 +109,8 @@ class TarShard:
             data = self._file.read_at(start, end - start)
             return data, list(_members(lambda at, length: data[at : at + length], 0, len(data)))
 
+        if self._file.local is not None:  # the page cache holds it already
+            return make()
         found: tuple[bytes, list[tuple[int, int, int]]] = self._cache.get(
             (self._file.name, n), make, lambda whole: len(whole[0]) + 256
         )
