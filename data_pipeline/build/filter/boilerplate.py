@@ -90,7 +90,7 @@ class RepeatedParagraphs(Step):
         return without_paragraphs(sample, refused, step=self.name, config=str(sorted(self.tables)))
 
 
-class _Count(PipelineStep):
+class _Count(PipelineStep):  # type: ignore[misc]  # datatrove has no types
     """Writes a record for each paragraph of each document; the task's file is there when it is whole."""
 
     type = "count"
@@ -132,10 +132,10 @@ def _write_repeated(files: Iterable[Path], most: int, work: Path, out: IO[bytes]
     whole, count = work / "all", 0
     with whole.open("wb") as f:
         for file in files:
-            for records in _chunks(file):
-                f.write(records)
-                for at in range(0, len(records), _SIZE):
-                    groups.add(records[at : at + _KEY], count)
+            for chunk in _chunks(file):
+                f.write(chunk)
+                for at in range(0, len(chunk), _SIZE):
+                    groups.add(chunk[at : at + _KEY], count)
                     count += 1
     records = np.memmap(whole, _RECORD, "r") if count else np.empty(0, _RECORD)
     for group in groups.repeated():
