@@ -48,6 +48,7 @@ def collate(
     positions = np.zeros(shape, dtype=np.int64)
     document_ids = np.full(shape, PAD_DOCUMENT, dtype=np.int64)
     image_ids = np.zeros(shape, dtype=np.int64)
+    counted = np.arange(sequence_length)
     pictures: list[Picture] = []
     for b, row in enumerate(rows):
         start = 0
@@ -57,10 +58,11 @@ def collate(
             at = slice(start, start + len(tokens))
             input_ids[b, at] = tokens.input_ids
             labels[b, at] = _labels(document)
-            positions[b, at] = np.arange(len(tokens))
+            positions[b, at] = counted[: len(tokens)]
             document_ids[b, at] = number
-            image_ids[b, at] = np.where(tokens.image_ids > 0, tokens.image_ids + len(pictures), 0)
-            pictures.extend(document.pictures)
+            if document.pictures:
+                image_ids[b, at] = np.where(tokens.image_ids > 0, tokens.image_ids + len(pictures), 0)
+                pictures.extend(document.pictures)
             start = at.stop
     patches, patch_index = flat(pictures, image)
     return Batch(

@@ -94,7 +94,6 @@ class Maker(Dataset[Made | FoveaError]):
     ) -> tuple[list[Picture], bool]:
         """A picture for each tile; the second value says whether one of them had to be left grey."""
         image, split = self.rendering.image, document.tiles > 1
-        grids = self.rendering.grids(sample, document)
         tiles: list[Picture] = []
         bad = False
         for span, media in enumerate(document.images):
@@ -103,6 +102,7 @@ class Maker(Dataset[Made | FoveaError]):
                 met.append(None)
             except (DecodeError, BrokenSample) as e:
                 met.append(_fault(source, placed, sample.id, f"picture: {e.reason}", str(e)))
+                grids = self.rendering.grids(sample, document)
                 planned = grids[span * document.tiles : (span + 1) * document.tiles]
                 tiles += [blank(image, grid) for grid in planned]
                 bad = True

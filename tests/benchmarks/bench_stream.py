@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", type=Path, metavar="DATASET", help="built ones")
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="default: all that are installed")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -278,6 +279,7 @@ def main() -> None:
         if importlib.util.find_spec("megatron") and importlib.util.find_spec("megatron.energon"):
             energon = importlib.import_module("bench_stream_energon")
             sides["energon"] = energon.reader(work, Path(scratch) / "energon")
+        sides = {n: run for n, run in sides.items() if n == "ours" or not args.peers or n in args.peers}
         rates: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, run in sides.items():
