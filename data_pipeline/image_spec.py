@@ -16,8 +16,19 @@ class PixelShuffle(BaseModel):
     factor: int = Field(2, ge=1, description="patches per side that become one token")
 
 
+class MLP(BaseModel):
+    """Project every patch by itself (a 2-layer MLP): as many tokens as the largest tile has patches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["mlp"] = "mlp"
+
+
 class Perceiver(BaseModel):
-    """Learned queries attend to the patches (Idefics2, arXiv 2405.02246)."""
+    """Learned queries attend to the projected patches (Idefics2, arXiv 2405.02246).
+
+    Idefics2's own, as transformers has it: `qk_norm` false, `projection_width` the width of the language
+    model's MLP (14,336 for the 8B), `eps` the language model's. `fovea import` writes all of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["perceiver"] = "perceiver"
@@ -26,6 +37,11 @@ class Perceiver(BaseModel):
     heads: int = Field(16, ge=1)
     kv_heads: int = Field(4, ge=1)
     head_dim: int = Field(96, ge=1)
+    qk_norm: bool = Field(True, description="norms on queries and keys; bounds the attention logits in bf16")
+    projection_width: int | None = Field(
+        None, ge=1, description="hidden width of the projection before it; null: 4 times the language model's"
+    )
+    eps: float = Field(1e-6, gt=0, description="of its norms")
 
     @model_validator(mode="after")
     def _grouped(self) -> "Perceiver":
@@ -34,7 +50,7 @@ class Perceiver(BaseModel):
         return self
 
 
-Connector = Annotated[PixelShuffle | Perceiver, Field(discriminator="kind")]
+Connector = Annotated[PixelShuffle | MLP | Perceiver, Field(discriminator="kind")]
 
 
 SPLIT_TILES = 5
@@ -94,10 +110,12 @@ class ImageSpec(BaseModel):
         """Patches per side of the largest tile."""
         return self.longest_edge // self.patch
 
-    def tokens(self, connector: PixelShuffle | Perceiver) -> int:
+    def tokens(self, connector: PixelShuffle | MLP | Perceiver) -> int:
         """Visual tokens that one tile takes in the sequence, whatever its size."""
         if isinstance(connector, Perceiver):
             return connector.latents
+        if isinstance(connector, MLP):
+            return self.largest_grid**2
         if self.largest_grid % connector.factor:
             raise ValueError(
                 f"{self.largest_grid} patches a side (longest_edge {self.longest_edge} / patch {self.patch}) "

@@ -98,7 +98,7 @@ def _explain(error: ValidationError, model: type[BaseModel], file: Path, node: y
 
 # pydantic puts the tag of a union into the path of an error; on the page there is no such key.
 _UNION_TAGS = (
-    *("pixel_shuffle", "perceiver"),
+    *("pixel_shuffle", "mlp", "perceiver"),
     *("html", "warc", "interleaved", "captions", "questions", "pdf", "synthetic", "scenes"),
 )
 
@@ -109,12 +109,9 @@ def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
         if isinstance(part, int):
             continue
-        models = [
-            inner
-            for m in models
-            if part in m.model_fields
-            for inner in _models_in(m.model_fields[part].annotation)
-        ]
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        if fields:  # else a key that the user chose, such as the name of a source
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
     return sorted({name for m in models for name in m.model_fields})
 
 

@@ -4,6 +4,8 @@ Shapes: B rows, T positions a row, N images, K visual tokens an image, D the lan
 V entries of the language model's vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
@@ -17,8 +19,27 @@ from trainer.models.splice import splice
 from trainer.models.vision import patch_features
 
 NEW_TOKENS = 3
-"""Visual control tokens: start of an image, end of an image, and the placeholder that features replace.
-Their ids follow the language model's vocabulary, which stays as it is: they are read, never predicted."""
+"""Tokens of the layout (data_pipeline/stream/layout.py) whose ids follow the language model's vocabulary,
+which stays as it is: around a picture, in place of its features, and `idefics2`'s end of an answer."""
+
+
+class NewTokens(nn.Embedding):
+    """The embeddings of the new tokens, and where one of them may be a target, their rows of the output head.
+
+    int64[...] -> [..., D]; `head` is a Linear of D to NEW_TOKENS, or None where they are only read.
+    """
+
+    def __init__(self, language: PreTrainedModel, predicted: bool) -> None:
+        width = language.config.hidden_size
+        super().__init__(NEW_TOKENS, width)
+        std = getattr(language.config, "initializer_range", 0.02)
+        nn.init.normal_(self.weight, std=std)
+        self.head: nn.Linear | None = None
+        if predicted:
+            self.head = nn.Linear(width, NEW_TOKENS, bias=False)
+            nn.init.normal_(self.head.weight, std=std)
+            if language.config.tie_word_embeddings:
+                self.head.weight = self.weight
 
 
 class AutoregressiveVLM(nn.Module):
@@ -36,6 +57,7 @@ class AutoregressiveVLM(nn.Module):
         connector: nn.Module,
         language: PreTrainedModel,
         mask: MaskKind = "image_full",
+        predicts_new: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
@@ -45,20 +67,25 @@ class AutoregressiveVLM(nn.Module):
         self.connector = connector
         self.language = language
         self.vocabulary: int = language.config.vocab_size
-        self.new_tokens = nn.Embedding(NEW_TOKENS, language.config.hidden_size)
-        nn.init.normal_(self.new_tokens.weight, std=getattr(language.config, "initializer_range", 0.02))
+        self.new_tokens = NewTokens(language, predicts_new)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The cross-entropy of all targets in the batch, summed: float32[]."""
         return target_loss(self._hidden(batch), batch.labels, self.head)[0]
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Scores of the next token at every position: [B, T, V]."""
+        """Scores of the next token at every position: [B, T, V], as `head` gives them."""
         return self.head(self._hidden(batch))
 
     @property
-    def head(self) -> nn.Module:
-        return self.language.get_output_embeddings()
+    def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """[..., D] -> scores [..., V], or [..., V + NEW_TOKENS] where new tokens may be targets."""
+        head = self.language.get_output_embeddings()
+        return head if self.new_tokens.head is None else self._score_all
+
+    def _score_all(self, hidden: torch.Tensor) -> torch.Tensor:
+        head, new = self.language.get_output_embeddings(), self.new_tokens.head
+        return torch.cat([head(hidden), new(hidden)], dim=-1)
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """The sequence as the language model reads it: [B, T, D]."""

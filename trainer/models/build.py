@@ -11,10 +11,15 @@ from trainer.models.vision import ATTENTION
 
 
 def build_model(
-    config: Model, vision: PreTrainedModel, language: PreTrainedModel, mask: MaskKind = "image_full"
+    config: Model,
+    vision: PreTrainedModel,
+    language: PreTrainedModel,
+    mask: MaskKind = "image_full",
+    predicts_new: bool = False,
 ) -> AutoregressiveVLM:
     """The model of `config.architecture`, its connector and new tokens freshly initialised.
 
+    `predicts_new`: the tokenizer's layout makes a target of a token behind the language model's vocabulary.
     Raises ConfigError where the tower cuts other patches than the recipe says.
     """
     if vision.config.patch_size != config.image.patch:
@@ -29,4 +34,4 @@ def build_model(
             connector = build_connector(
                 config.connector, config.image, vision.config.hidden_size, language.config.hidden_size
             )
-            return AutoregressiveVLM(config, vision, connector, language, mask)
+            return AutoregressiveVLM(config, vision, connector, language, mask, predicts_new)

@@ -1,7 +1,7 @@
 """From patch features to visual tokens of the language model's width.
 
 Shapes: N images, P patches of all images, W the tower's width, K visual tokens an image (the same for every
-image), D the language model's width. Both connectors take images of any size, all in one flat sequence.
+image), D the language model's width. All connectors take images of any size, all in one flat sequence.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data_pipeline.image_spec import Connector, ImageSpec, Perceiver, PixelShuffle
+from data_pipeline.image_spec import MLP, Connector, ImageSpec, Perceiver, PixelShuffle
 
 Grids = Sequence[tuple[int, int]]
 """(rows, columns) of patches of each image, on the host."""
@@ -25,6 +25,8 @@ def build_connector(
     match config:
         case PixelShuffle(factor=factor):
             return PixelShuffleConnector(factor, image.largest_grid, vision_width, language_width)
+        case MLP():
+            return PixelShuffleConnector(1, image.largest_grid, vision_width, language_width)
         case Perceiver():
             return PerceiverConnector(config, vision_width, language_width)
 
@@ -64,11 +66,12 @@ class PerceiverConnector(nn.Module):
 
     def __init__(self, config: Perceiver, vision_width: int, language_width: int) -> None:
         super().__init__()
-        self.projection = GatedMLP(vision_width, 4 * language_width, language_width)
+        hidden = config.projection_width or 4 * language_width
+        self.projection = GatedMLP(vision_width, hidden, language_width)
         # Distinct values: equal latents would give equal tokens, told apart by their gradients alone.
         self.latents = nn.Parameter(torch.randn(config.latents, language_width) * 0.02)
         self.layers = nn.ModuleList(PerceiverLayer(config, language_width) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(language_width, eps=1e-6)
+        self.norm = nn.RMSNorm(language_width, eps=config.eps)
 
     def forward(self, features: torch.Tensor, patch_index: torch.Tensor, grids: Grids) -> torch.Tensor:
         """features [P, W], patch_index int64[P, 3], N grids -> [N, latents, D]."""
@@ -91,16 +94,16 @@ class PerceiverLayer(nn.Module):
     def __init__(self, config: Perceiver, width: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.latent_norm = nn.RMSNorm(width, eps=1e-6)
-        self.context_norm = nn.RMSNorm(width, eps=1e-6)
+        self.latent_norm = nn.RMSNorm(width, eps=config.eps)
+        self.context_norm = nn.RMSNorm(width, eps=config.eps)
         self.query = nn.Linear(width, self.heads * self.head_dim, bias=False)
         self.key = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, width, bias=False)
-        # Norms on queries and keys keep the attention logits bounded in bf16.
-        self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
-        self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6)
-        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.query_norm, self.key_norm = (
+            nn.RMSNorm(self.head_dim, eps=config.eps) if config.qk_norm else nn.Identity() for _ in range(2)
+        )
+        self.mlp_norm = nn.RMSNorm(width, eps=config.eps)
         self.mlp = GatedMLP(width, 4 * width, width)
 
     def forward(self, latents: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
