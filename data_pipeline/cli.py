@@ -70,7 +70,7 @@ def add_parser(subparsers: Verbs) -> Verbs:
     p = add_verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
               "fovea data preview data/demo --out preview.html --source scenes_qa")  # fmt: skip
     p.add_argument("directory", type=Path, nargs="?", metavar="DIR")
-    p.add_argument("--out", type=Path, required=True, metavar="FILE.html")
+    p.add_argument("--out", type=Path, metavar="FILE.html", help="(DIR/preview.html)")
     p.add_argument("--split", choices=("train", "heldout"))
     p.add_argument("--source", metavar="NAME")
     p.add_argument("--n", type=positive, default=20, metavar="N", help="samples (%(default)s)")
@@ -177,13 +177,14 @@ def _preview(args: argparse.Namespace) -> int:
     from data_pipeline.build.look.preview import preview
 
     if args.directory is None:
-        raise ConfigError("say which dataset:  fovea data preview DIR --out FILE.html")
+        raise ConfigError("say which dataset:  fovea data preview DIR")
+    out = args.out or args.directory / "preview.html"
     page = preview(
         args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source, excluded=args.excluded
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(page, encoding="utf-8")
-    print(f"wrote {args.out} ({len(page) / 1e3:,.0f} kB): open it in a browser")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    print(f"wrote {out} ({len(page) / 1e3:,.0f} kB): open it in a browser")
     return 0
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from data_pipeline.cli_parser import Verbs, add_verb, positive
 from data_pipeline.errors import ConfigError
 
+_RUN = "run directory (default: the one that RECIPE lies in)"
+
 
 def add_stream_verbs(verbs: Verbs) -> None:
     """Mount them beside the verbs of data_pipeline/cli.py; `preview` gains the arguments of a recipe."""
@@ -19,7 +21,7 @@ def add_stream_verbs(verbs: Verbs) -> None:
         "fovea data measure tiny --run runs/demo --workers 16",
     )
     p.add_argument("recipe", metavar="RECIPE", help="a training recipe: a YAML page, or one that ships")
-    p.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    p.add_argument("--run", type=Path, metavar="DIR", help=_RUN)
     p.add_argument("--stage", metavar="NAME", help="one stage only")
     p.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     p.add_argument("overrides", nargs="*", metavar="key=value")
@@ -34,7 +36,7 @@ def add_stream_verbs(verbs: Verbs) -> None:
     p.add_argument("recipe", metavar="RECIPE", help="a training recipe: a YAML page, or one that ships")
     p.add_argument("--stage", required=True, metavar="NAME")
     p.add_argument("--step", type=positive, required=True, metavar="N", help="as in metrics.jsonl, from 1")
-    p.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    p.add_argument("--run", type=Path, metavar="DIR", help=_RUN)
     p.add_argument("--nproc", type=positive, metavar="N", help="ranks (default: those of the run, else 1)")
     p.add_argument("--json", action="store_true", help="as one JSON object")
     p.add_argument("overrides", nargs="*", metavar="key=value")
@@ -45,31 +47,25 @@ def add_stream_verbs(verbs: Verbs) -> None:
     rows = p.add_argument_group("packed rows of a training step, as they enter the model, instead of samples")
     rows.add_argument("--recipe", metavar="RECIPE", help="a training recipe: a YAML page, or one that ships")
     rows.add_argument("--stage", metavar="NAME")
-    rows.add_argument("--run", type=Path, metavar="DIR", help="run directory")
+    rows.add_argument("--run", type=Path, metavar="DIR", help=_RUN)
     rows.add_argument("--step", type=positive, default=1, metavar="N", help="(%(default)s)")
     rows.add_argument("--rows", type=positive, default=8, metavar="N", help="(%(default)s)")
 
 
 def _preview(args: argparse.Namespace) -> int:
-    if args.directory or not (args.stage and args.run):
+    if args.directory or not args.stage:
         raise ConfigError(
-            "packed rows need --recipe, --stage and --run, and no DIR:\n"
-            "  fovea data preview --recipe tiny --stage align --run runs/demo --out rows.html"
+            "packed rows need --recipe and --stage, and no DIR:\n"
+            "  fovea data preview --recipe runs/demo/recipe.yaml --stage align --out rows.html"
         )
     from trainer.config import load_recipe
     from trainer.preview import preview
 
-    recipe = load_recipe(args.recipe)
-    found = preview(
-        recipe,
-        recipe.stage(args.stage),
-        args.run,
-        args.out,
-        step=args.step,
-        rows=args.rows,
-        ranks=_ranks(args.run),
-    )
-    print(f"wrote {args.out}: {found.shown} of the {found.planned} rows of step {args.step}")
+    recipe, run = load_recipe(args.recipe), _run(args)
+    out = args.out or run / args.stage / f"rows.step_{args.step:06d}.html"
+    stage = recipe.stage(args.stage)
+    found = preview(recipe, stage, run, out, step=args.step, rows=args.rows, ranks=_ranks(run))
+    print(f"wrote {out}: {found.shown} of the {found.planned} rows of step {args.step}")
     return 0
 
 
@@ -78,12 +74,12 @@ def _measure(args: argparse.Namespace) -> int:
     from trainer.config import load_recipe
     from trainer.stage_stream import measure, open_datasets
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe, run = load_recipe(args.recipe, args.overrides), _run(args)
     stages = [recipe.stage(args.stage)] if args.stage else recipe.stages
-    tokenizer = Tokenizer.load(args.run / recipe.backbones.path / "tokenizer")
-    datasets = open_datasets(recipe, args.run)
+    tokenizer = Tokenizer.load(run / recipe.backbones.path / "tokenizer")
+    datasets = open_datasets(recipe, run)
     for stage in stages:
-        _, sizes = measure(recipe, stage, args.run, datasets, tokenizer, args.workers, _say)
+        _, sizes = measure(recipe, stage, run, datasets, tokenizer, args.workers, _say)
         for name, table in sizes.items():
             _say(
                 f"{stage.name}: {name}  {len(table):,} samples, {table.usable:,} usable, "
@@ -96,13 +92,22 @@ def _explain(args: argparse.Namespace) -> int:
     from trainer.config import load_recipe
     from trainer.explain import describe, explain
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    found = explain(recipe, recipe.stage(args.stage), args.run, args.step, args.nproc or _ranks(args.run))
+    recipe, run = load_recipe(args.recipe, args.overrides), _run(args)
+    found = explain(recipe, recipe.stage(args.stage), run, args.step, args.nproc or _ranks(run))
     if args.json:
         print(json.dumps(found.to_json()))
     else:
         print("\n".join(describe(found)))
     return 0
+
+
+def _run(args: argparse.Namespace) -> Path:
+    """The run directory: as given, else where the recipe's page lies."""
+    if args.run is None and not Path(args.recipe).is_file():
+        raise ConfigError(
+            f"'{args.recipe}' is no file in a run directory: say which run it is about, --run DIR"
+        )
+    return args.run or Path(args.recipe).parent
 
 
 def _ranks(run_dir: Path) -> int:

@@ -19,6 +19,7 @@ from data_pipeline.stream.faults import Fault, Faults, append_faults
 from data_pipeline.stream.fit import NOTES
 from data_pipeline.stream.making import Made, Maker
 from data_pipeline.stream.planner import Cursor, Plan, Planner
+from data_pipeline.stream.processes import forkserver
 from data_pipeline.stream.rendering import Rendering
 from data_pipeline.stream.rows import Row
 from data_pipeline.stream.shares import Shares
@@ -209,8 +210,7 @@ class Stream:
         maker = Maker(self.sources, self._rendering, self._seed)
         options: dict[str, Any] = {}
         if self._workers:
-            # Not forked: this process holds threads (this one, collectives) that a copy of it would wait for.
-            options = {"multiprocessing_context": "forkserver", "prefetch_factor": self._prefetch()}
+            options = {"multiprocessing_context": forkserver(), "prefetch_factor": self._prefetch()}
         loader = DataLoader(
             maker,
             batch_size=None,

@@ -5,7 +5,6 @@ Nothing is decoded: tokens come from the text, tiles and patches from the record
 
 import fcntl
 import hashlib
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from data_pipeline.errors import TransientError
 from data_pipeline.stream.chat import Unusable
 from data_pipeline.stream.faults import BrokenSample
+from data_pipeline.stream.processes import forkserver
 from data_pipeline.stream.rendering import Rendering
 from data_pipeline.stream.sizes import Chunk, Sizes, VariantSizes, write_sizes
 from data_pipeline.stream.source import Source
@@ -62,10 +62,7 @@ def _measure(
             yield _chunk(source, rendering, span)
             report(span.stop, total)
         return
-    # Not forked: this process may hold threads (reading, collectives) that a copy of it would wait for.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(source, rendering)) as pool:
+    with ProcessPoolExecutor(workers, forkserver(), initializer=_hold, initargs=(source, rendering)) as pool:
         waiting: deque[tuple[range, Future[Chunk]]] = deque()
         try:
             for span in spans:

@@ -16,7 +16,7 @@ STAGE = "align"
 
 
 def explained(fovea, run: Path, step: int, *more: object) -> dict:
-    words = ("--stage", STAGE, "--step", step, "--run", run, "--json", *more)
+    words = ("--stage", STAGE, "--step", step, "--json", *more)  # the run is the one that the recipe lies in
     done = fovea("data", "explain", run / "recipe.yaml", *words)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -120,7 +120,10 @@ def test_packed_rows_become_a_page(trained, fovea, tmp_path) -> None:
     assert page.startswith("<!DOCTYPE html>")
     incomplete = fovea("data", "preview", "--recipe", "tiny", "--out", tmp_path / "x.html")
     assert incomplete.returncode == 2
-    assert "packed rows need --recipe, --stage and --run" in incomplete.stderr
+    assert "packed rows need --recipe and --stage" in incomplete.stderr
+    nowhere = fovea("data", "preview", "--recipe", "tiny", "--stage", "align")
+    assert nowhere.returncode == 2
+    assert "say which run it is about, --run DIR" in nowhere.stderr
     neither = fovea("data", "preview", "--out", tmp_path / "x.html")
     assert neither.returncode == 2
     assert "say which dataset" in neither.stderr

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.batch import IGNORE, PAD_DOCUMENT, Batch
 from data_pipeline.errors import ConfigError, DataError, TransientError
@@ -161,6 +163,36 @@ def test_resume_at_any_step_twice_in_a_row_on_other_ranks(stream) -> None:
             r.load_state_dict(again.state_dict())
         assert sum((rows(r.next()) for r in ranks), Counter()) == expected[step + 1]
         assert ranks[3].state_dict() == states[step + 2]
+
+
+restarts = st.lists(
+    st.tuples(
+        st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]), st.integers(1, 3), st.sampled_from([0, 0, 1, 2, 4])
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(restarts)
+def test_any_restarts_on_any_ranks_and_workers_give_the_unbroken_run(stream, restarts) -> None:
+    unbroken = stream(global_rows=48)
+    state = unbroken.state_dict()
+    for world_size, steps, workers in restarts:
+        ranks = [
+            stream(global_rows=48, rank=r, world_size=world_size, workers=workers if r == 0 else 0)
+            for r in range(world_size)
+        ]
+        for r in ranks:
+            r.load_state_dict(state)
+        for _ in range(steps):
+            assert sum((rows(r.next()) for r in ranks), Counter()) == rows(unbroken.next())
+        state = json.loads(json.dumps(ranks[-1].state_dict()))
+        assert state == unbroken.state_dict()
+        for r in ranks:
+            r.close()
+    unbroken.close()
 
 
 def test_the_state_counts_what_was_consumed_is_small_and_knows_no_ranks(stream) -> None:
