@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from data_pipeline.errors import DataError
+from trainer.models.pretrained import read_config, read_pretrained
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Config keys of models that change the logits after lm_head. The loss calls lm_head itself, so they are
@@ -18,26 +19,20 @@ refused rather than trained on other logits than their own forward gives."""
 def load_language(directory: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The causal LM of a local directory in transformers' format, safetensors only, in training mode.
 
-    Raises DataError where weights are missing, or the architecture does more than this stack reproduces.
+    Raises DataError where its weights do not fit, or the architecture does more than this stack reproduces.
     """
     directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise DataError(f"{directory}: no config.json; expected a causal LM in transformers' format")
+    read_config(directory)
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     _check_architecture(directory, config)
-    language, info = AutoModelForCausalLM.from_pretrained(
+    language = read_pretrained(
+        AutoModelForCausalLM,
         directory,
         config=config,
         dtype=dtype,
         attn_implementation="sdpa",
-        local_files_only=True,
         trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
     )
-    if info["missing_keys"]:
-        names = sorted(info["missing_keys"])
-        raise DataError(f"{directory}: {len(names)} weights are missing: {names[:3]} ...")
     return language.train()
 
 

@@ -15,37 +15,48 @@ from transformers import AttentionInterface, Idefics2VisionConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.errors import DataError
+from trainer.models.pretrained import read_config, read_pretrained
+
+_SIGLIP = ("siglip_vision_model", "siglip")
+_SHAPE = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
+    *("image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout"),
+)
+_NOT_THE_TOWERS = ("head.", "text_model.", "logit_scale", "logit_bias")
+"""Weights of a SigLIP that its patch features do not pass: pooling, its text tower, its loss."""
 
 
 def load_vision(directory: str | Path, dtype: torch.dtype = torch.float32) -> Idefics2VisionTransformer:
-    """The tower of a directory that holds config.json and model.safetensors, in training mode.
+    """The tower of a directory of transformers format, safetensors only, in training mode.
 
-    Raises DataError where the directory is no such tower or lacks weights: transformers alone would warn
-    and go on with random ones.
+    Either Idefics2's, or a SigLIP, alone or with its text tower: its layers are the same, and its table of
+    positions serves other sizes by fractions (`position_ids`). Raises DataError where the directory is no
+    such tower or its weights do not fit: transformers alone would warn and go on with random ones.
     """
     directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise DataError(f"{directory}: no config.json; expected a directory written by save_vision")
-    config = Idefics2VisionConfig.get_config_dict(directory, local_files_only=True)[0]
-    if config.get("model_type") != Idefics2VisionConfig.model_type:
+    page = read_config(directory)
+    kind = page.get("model_type")
+    if kind not in (Idefics2VisionConfig.model_type, *_SIGLIP):
         raise DataError(
-            f"{directory / 'config.json'}: model_type is '{config.get('model_type')}', "
-            f"allowed is '{Idefics2VisionConfig.model_type}'"
+            f"{directory / 'config.json'}: model_type is '{kind}', "
+            f"allowed are {', '.join((Idefics2VisionConfig.model_type, *_SIGLIP))}"
         )
-    tower, info = Idefics2VisionTransformer.from_pretrained(
+    if kind == "siglip":
+        page = page["vision_config"]
+    if kind in _SIGLIP:
+        config = Idefics2VisionConfig(**{k: page[k] for k in _SHAPE if k in page})
+        beside = _NOT_THE_TOWERS
+    else:
+        config, beside = Idefics2VisionConfig.from_dict(page), ()
+    tower = read_pretrained(
+        Idefics2VisionTransformer,
         directory,
+        beside,
+        config=config,
         dtype=dtype,
         attn_implementation=ATTENTION,
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
+        key_mapping={r"^vision_model\.": ""},
     )
-    for fault in ("missing_keys", "unexpected_keys"):
-        if info[fault]:
-            names = sorted(info[fault])
-            raise DataError(
-                f"{directory}: {len(names)} {fault.replace('_', ' ')} in the weights: {names[:3]} ..."
-            )
     return tower.train()
 
 
