@@ -14,15 +14,18 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, Idefics2VisionConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import write_json
+from data_pipeline.stream.tokens import Tokenizer
 from trainer.export.consolidate import refuse_empty
+from trainer.export.directory import replacing
 from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.models.build import build_model
+from trainer.models.build import build_model, predicts_new
 from trainer.models.config import Model
+from trainer.models.vision import vision_config
 from trainer.models.weights import load_weights
 
 FORMAT = "fovea-vlm"
@@ -38,29 +41,23 @@ def export(
 ) -> None:
     """Write the directory `out`. Raises DataError where a tensor is empty or `out` holds something else."""
     refuse_empty(weights, "export")
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
-        raise DataError(f"{out} is not empty and holds no exported model; name another directory.")
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for part in ("vision", "language"):
-        (temporary / part).mkdir()
-        shutil.copy(backbones / part / "config.json", temporary / part)
-    shutil.copytree(backbones / "tokenizer", temporary / "tokenizer")
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    write_json(
-        temporary / "config.json",
-        {
-            "model_type": FORMAT,
-            "format_version": 1,
-            "model": model.model_dump(mode="json"),
-            "mask": mask,
-            "dtype": "float32",
-            **about,
-        },
-    )
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.replace(out)
+    with replacing(out, "config.json", "exported model") as temporary:
+        for part in ("vision", "language"):
+            (temporary / part).mkdir()
+            shutil.copy(backbones / part / "config.json", temporary / part)
+        shutil.copytree(backbones / "tokenizer", temporary / "tokenizer")
+        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_json(
+            temporary / "config.json",
+            {
+                "model_type": FORMAT,
+                "format_version": 1,
+                "model": model.model_dump(mode="json"),
+                "mask": mask,
+                "dtype": "float32",
+                **about,
+            },
+        )
 
 
 def load_exported(directory: Path) -> AutoregressiveVLM:
@@ -81,12 +78,18 @@ def load_exported(directory: Path) -> AutoregressiveVLM:
         sizes = {name: f.get_slice(name).get_shape() for name in f.keys()}  # noqa: SIM118
     if empty := [name for name, shape in sizes.items() if 0 in shape]:
         raise DataError(f"{file}: tensors of size 0: {', '.join(empty[:5])}.")
-    vision = Idefics2VisionTransformer(Idefics2VisionConfig.from_pretrained(directory / "vision"))
+    vision = Idefics2VisionTransformer(vision_config(directory / "vision")[0])
     language = AutoModelForCausalLM.from_config(
         AutoConfig.from_pretrained(directory / "language", local_files_only=True),
         trust_remote_code=False,
         attn_implementation="sdpa",
     )
-    model = build_model(Model.model_validate(config["model"]), vision, language, config["mask"]).float()
-    load_weights(model, file)
+    model = build_model(
+        Model.model_validate(config["model"]),
+        vision,
+        language,
+        config["mask"],
+        predicts_new(Tokenizer.load(directory / "tokenizer")),
+    )
+    load_weights(model.float(), file)
     return model.eval()

@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError
+from data_pipeline.stream.tokens import Tokenizer
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.connector import build_connector
@@ -35,3 +36,8 @@ def build_model(
                 config.connector, config.image, vision.config.hidden_size, language.config.hidden_size
             )
             return AutoregressiveVLM(config, vision, connector, language, mask, predicts_new)
+
+
+def predicts_new(tokenizer: Tokenizer) -> bool:
+    """Whether a token that the language model does not have of its own may be a target."""
+    return bool(tokenizer.may_be_target[tokenizer.text_vocab_size :].any())

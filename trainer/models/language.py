@@ -24,7 +24,7 @@ def load_language(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     directory = Path(directory)
     read_config(directory)
     config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    _check_architecture(directory, config)
+    check_architecture(directory, config)
     language = read_pretrained(
         AutoModelForCausalLM,
         directory,
@@ -41,7 +41,8 @@ def window(language: PreTrainedModel) -> int | None:
     return getattr(language.config, "sliding_window", None)
 
 
-def _check_architecture(directory: Path, config: object) -> None:
+def check_architecture(directory: Path, config: object) -> None:
+    """Raise DataError where an LM of this configuration does more than this stack reproduces."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if len(kinds) > 1:
         raise DataError(f"{directory}: layers of several kinds ({', '.join(sorted(kinds))}); one is allowed")

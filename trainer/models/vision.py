@@ -34,20 +34,7 @@ def load_vision(directory: str | Path, dtype: torch.dtype = torch.float32) -> Id
     such tower or its weights do not fit: transformers alone would warn and go on with random ones.
     """
     directory = Path(directory)
-    page = read_config(directory)
-    kind = page.get("model_type")
-    if kind not in (Idefics2VisionConfig.model_type, *_SIGLIP):
-        raise DataError(
-            f"{directory / 'config.json'}: model_type is '{kind}', "
-            f"allowed are {', '.join((Idefics2VisionConfig.model_type, *_SIGLIP))}"
-        )
-    if kind == "siglip":
-        page = page["vision_config"]
-    if kind in _SIGLIP:
-        config = Idefics2VisionConfig(**{k: page[k] for k in _SHAPE if k in page})
-        beside = _NOT_THE_TOWERS
-    else:
-        config, beside = Idefics2VisionConfig.from_dict(page), ()
+    config, beside = vision_config(directory)
     tower = read_pretrained(
         Idefics2VisionTransformer,
         directory,
@@ -58,6 +45,25 @@ def load_vision(directory: str | Path, dtype: torch.dtype = torch.float32) -> Id
         key_mapping={r"^vision_model\.": ""},
     )
     return tower.train()
+
+
+def vision_config(directory: Path) -> tuple[Idefics2VisionConfig, tuple[str, ...]]:
+    """The tower that config.json describes, and how the names of weights begin that are none of its own.
+
+    Raises DataError as `load_vision` does.
+    """
+    page = read_config(directory)
+    kind = page.get("model_type")
+    if kind not in (Idefics2VisionConfig.model_type, *_SIGLIP):
+        raise DataError(
+            f"{directory / 'config.json'}: model_type is '{kind}', "
+            f"allowed are {', '.join((Idefics2VisionConfig.model_type, *_SIGLIP))}"
+        )
+    if kind == "siglip":
+        page = page["vision_config"]
+    if kind in _SIGLIP:
+        return Idefics2VisionConfig(**{k: page[k] for k in _SHAPE if k in page}), _NOT_THE_TOWERS
+    return Idefics2VisionConfig.from_dict(page), ()
 
 
 def save_vision(tower: Idefics2VisionTransformer, directory: str | Path) -> None:

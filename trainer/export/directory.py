@@ -1,0 +1,89 @@
+"""A directory of ours that appears whole or not at all, and weights in files of bounded size inside it."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from data_pipeline.errors import DataError
+
+SHARD = 5 * 10**9
+"""Bytes of one file of weights: transformers' own limit, which every loader of its format takes."""
+
+
+@contextmanager
+def replacing(out: Path, mark: str, what: str) -> Iterator[Path]:
+    """A new directory to fill; it takes the place of `out` when the block ends without an error.
+
+    Raises DataError where `out` holds something, and no file `mark` that says it is an earlier `what`.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / mark).exists())):
+        raise DataError(f"{out} is not empty and holds no {what}; name another directory.")
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.replace(out)
+
+
+def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], largest: int = SHARD) -> None:
+    """model.safetensors, or several of at most `largest` bytes with model.safetensors.index.json.
+
+    No more than one file's tensors are held. A tensor that is larger than `largest` has a file of its own.
+    """
+    files: list[list[str]] = []
+    held: dict[str, torch.Tensor] = {}
+    size = total = 0
+
+    def close() -> None:
+        save_file(held, directory / f"{len(files)}.part", metadata={"format": "pt"})
+        files.append(list(held))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > largest:
+            close()
+            size = 0
+        held[name] = tensor.contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+    close()
+    if len(files) == 1:
+        (directory / "0.part").replace(directory / "model.safetensors")
+        return
+    weight_map = {}
+    for number, names in enumerate(files):
+        file = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
+        (directory / f"{number}.part").replace(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+class StoredWeights:
+    """The tensors of some safetensors files, by name, each read when it is asked for."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        for file in files:
+            try:
+                with safe_open(file, "pt") as f:  # the shapes stand in the header
+                    for name in f.keys():  # noqa: SIM118
+                        if name in self._files:
+                            raise DataError(f"{name} stands in {self._files[name]} and in {file}")
+                        self._files[name] = file
+                        self.shapes[name] = tuple(f.get_slice(name).get_shape())
+            except (OSError, SafetensorError) as e:
+                raise DataError(f"{file}: not a readable safetensors file ({e})") from None
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` (exclusive) of a tensor."""
+        with safe_open(self._files[name], "pt") as f:
+            return f.get_slice(name)[start:stop]
