@@ -153,7 +153,7 @@ def _probe(recipe: Recipe, tokenizer: Tokenizer) -> Batch:
         0, 256, (grid[0] * grid[1], 3, image.patch, image.patch), dtype=torch.uint8, generator=draw
     )
     return collate(
-        [[Document(Piece("probe", "probe", 0, document), (Picture(patches.numpy(), grid),))]],
+        [[Document(Piece("probe", "probe", 0, document), (Picture.of(patches.numpy(), grid),))]],
         tokenizer=tokenizer,
         image=image,
         image_tokens=count,

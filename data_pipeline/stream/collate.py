@@ -86,12 +86,14 @@ def flat(pictures: Sequence[Picture], image: ImageSpec) -> tuple[torch.Tensor, t
     for number, picture in enumerate(pictures):
         if fault := _misfit(picture, image):
             raise DataError(f"picture {number}: {fault}")
-    none = np.empty((0, 3, image.patch, image.patch), dtype=np.uint8)
-    patches = np.concatenate([none, *(picture.patches for picture in pictures)])
-    index = np.empty((len(patches), 3), dtype=np.int64)
+    count = sum(rows * columns for rows, columns in (picture.grid for picture in pictures))
+    patches = np.empty((count, 3, image.patch, image.patch), dtype=np.uint8)
+    index = np.empty((count, 3), dtype=np.int64)
     end = 0
-    for n, (rows, columns) in enumerate(picture.grid for picture in pictures):
+    for n, picture in enumerate(pictures):
+        rows, columns = picture.grid
         at = slice(end, end := end + rows * columns)
+        patches[at].reshape(picture.blocks.shape)[:] = picture.blocks
         index[at, 0] = n
         index[at, 1], index[at, 2] = divmod(np.arange(rows * columns), columns)
     return torch.from_numpy(patches), torch.from_numpy(index)
@@ -135,9 +137,8 @@ def _misfit(picture: Picture, image: ImageSpec) -> str | None:
     (rows, columns), p = picture.grid, image.patch
     if not 1 <= min(rows, columns) <= max(rows, columns) <= image.largest_grid:
         return f"a picture of {rows} x {columns} patches, allowed are 1 to {image.largest_grid} a side"
-    if picture.patches.shape != (rows * columns, 3, p, p) or picture.patches.dtype != np.uint8:
+    if picture.blocks.shape[2:] != (3, p, p) or picture.blocks.dtype != np.uint8:
         return (
-            f"patches {picture.patches.dtype} of {picture.patches.shape}, expected are uint8 of "
-            f"{(rows * columns, 3, p, p)}"
+            f"patches {picture.blocks.dtype} of {picture.blocks.shape[2:]}, expected are uint8 of {(3, p, p)}"
         )
     return None

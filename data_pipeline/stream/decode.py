@@ -28,10 +28,25 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One tile as the vision tower takes it. `patches` stand row by row; len(patches) = rows x columns."""
+    """One tile as the vision tower takes it. `blocks` may look into the decoded image: a batch copies it."""
 
-    patches: np.ndarray  # uint8[rows * columns, 3, p, p]
-    grid: tuple[int, int]  # (rows, columns)
+    blocks: np.ndarray  # uint8[rows, columns, 3, p, p]
+
+    @classmethod
+    def of(cls, patches: np.ndarray, grid: tuple[int, int]) -> "Picture":
+        """`patches`: uint8[rows * columns, 3, p, p], row by row."""
+        return cls(patches.reshape(*grid, *patches.shape[1:]))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        rows, columns = self.blocks.shape[:2]
+        return rows, columns
+
+    @property
+    def patches(self) -> np.ndarray:
+        """uint8[rows * columns, 3, p, p], row by row."""
+        return self.blocks.reshape(-1, *self.blocks.shape[2:])
 
 
 def decode(data: bytes | None, spec: ImageSpec, split: bool = False) -> tuple[Picture, ...]:
@@ -61,8 +76,7 @@ def decode(data: bytes | None, spec: ImageSpec, split: bool = False) -> tuple[Pi
 
 def blank(spec: ImageSpec, grid: tuple[int, int]) -> Picture:
     """What stands in for a tile that could not be decoded: grey, of the size that was planned for it."""
-    rows, columns = grid
-    return Picture(np.full((rows * columns, 3, spec.patch, spec.patch), GREY, dtype=np.uint8), grid)
+    return Picture(np.full((*grid, 3, spec.patch, spec.patch), GREY, dtype=np.uint8))
 
 
 def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
@@ -102,5 +116,4 @@ def _patchify(tile: Image.Image, spec: ImageSpec) -> Picture:
     if pixels.shape[:2] != (rows * p, columns * p):
         missing = [(0, rows * p - pixels.shape[0]), (0, columns * p - pixels.shape[1]), (0, 0)]
         pixels = np.pad(pixels, missing, constant_values=GREY)
-    blocks = pixels.reshape(rows, p, columns, p, 3).transpose(0, 2, 4, 1, 3)
-    return Picture(np.ascontiguousarray(blocks).reshape(rows * columns, 3, p, p), (rows, columns))
+    return Picture(pixels.reshape(rows, p, columns, p, 3).transpose(0, 2, 4, 1, 3))

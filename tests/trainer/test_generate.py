@@ -58,7 +58,7 @@ def prompt(text, *seeds):
 
 def picture(seed, grid):
     shape = (grid[0] * grid[1], 3, 8, 8)
-    return Picture(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), grid)
+    return Picture.of(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), grid)
 
 
 def slowly(model, one, steps):

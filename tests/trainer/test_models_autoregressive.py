@@ -62,7 +62,7 @@ def document(tokens, image=False, tokens_per_image=4, seed=0):
 
 def picture(seed, rows=4, columns=4):
     patches = np.random.default_rng(seed).integers(0, 256, (rows * columns, 3, 8, 8), dtype=np.uint8)
-    return Picture(patches, (rows, columns))
+    return Picture.of(patches, (rows, columns))
 
 
 def pack(*rows, length=None):
@@ -128,7 +128,7 @@ def test_what_sees_the_end_of_an_image(mask):
     before = picture(1)
     after = before.patches.copy()
     after[-1] = 255 - after[-1]
-    one, two = (model.logits(pack([(A, p)]))[0] for p in (before, Picture(after, before.grid)))
+    one, two = (model.logits(pack([(A, p)]))[0] for p in (before, Picture.of(after, before.grid)))
     changed = (one != two).any(-1).tolist()
     first, last = 3, 6  # visual positions of A
     assert changed[:first] == [False] * first

@@ -46,8 +46,8 @@ def test_collate_names_the_sample_at_fault(tokenizer, make) -> None:
     with pytest.raises(DataError, match=r"sample cap0 .*: a picture of 3 x 1 patches, allowed are 1 to 2"):
         attempt(good, picture=blank(IMAGE, (3, 1)))
     for wrong in (
-        Picture(some.patches, (2, 2)),
-        Picture(some.patches.astype(np.float32), (2, 1)),
+        Picture(some.blocks.astype(np.float32)),
+        Picture(some.blocks[:, :, :1]),
         blank(ImageSpec(longest_edge=8, patch=4), (2, 1)),
     ):
         with pytest.raises(DataError, match=r"sample cap0 .*: patches .*, expected are uint8 of \("):
