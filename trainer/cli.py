@@ -227,6 +227,7 @@ def _train(args: argparse.Namespace) -> int:
     _quiet_libraries()
     from trainer.distributed import close_world, init_world, lost_peers_are_transient
     from trainer.loop import train
+    from trainer.models.freeze import describe
     from trainer.run import build_run
 
     world = init_world()
@@ -237,6 +238,8 @@ def _train(args: argparse.Namespace) -> int:
             print(f"{stage.name}: finished already, at step {start}")
         elif start:
             print(f"{stage.name}: resuming after step {start}")
+        else:
+            print("\n".join(describe(run.parameters)))
     with lost_peers_are_transient(world):
         train(run)
     close_world()

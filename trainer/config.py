@@ -14,7 +14,8 @@ from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.evaluation.config import Evaluation
-from trainer.models.config import MODULES, Model
+from trainer.models.config import Model
+from trainer.models.tuning import Tuning, check_modules
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -88,8 +89,8 @@ class Stage(_Part):
 
     name: str
     init_from: str = Field(description="'backbones', or the stage whose weights this one starts from")
-    train: dict[str, float] = Field(
-        description="module -> factor on the learning rate; modules not named are frozen"
+    train: dict[str, Tuning] = Field(
+        description="module -> factor on the learning rate, or an adapter; modules not named are frozen"
     )
     mixture: dict[str, Annotated[float, Field(gt=0)] | Share] = Field(
         min_length=1, description="source -> weight, or {weight, max_epochs}"
@@ -125,15 +126,8 @@ class Stage(_Part):
 
     @field_validator("train")
     @classmethod
-    def _known_modules(cls, train: dict[str, float]) -> dict[str, float]:
-        unknown = [m for m in train if m not in MODULES]
-        if unknown:
-            raise ValueError(
-                "; ".join(f"no module '{m}'{nearest(m, MODULES)}" for m in unknown)
-                + f" (there are {', '.join(MODULES)})"
-            )
-        if not train or min(train.values()) <= 0:
-            raise ValueError("name at least one module, each with a factor above 0")
+    def _modules_can_be_trained(cls, train: dict[str, Tuning]) -> dict[str, Tuning]:
+        check_modules(train)
         return train
 
     @model_validator(mode="after")

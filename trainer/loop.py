@@ -76,6 +76,7 @@ def train_step(run: Run) -> Metrics:
             f"--stage {stage.name} --step {step + 1}"
             "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
         )
+    run.gradients.check(world)  # of the first step; later ones are not watched
     engine.step()
     norm = engine.get_global_grad_norm()
     if norm is not None and not math.isfinite(norm):

@@ -3,7 +3,7 @@
 A run directory holds a whole recipe, one directory a stage:
 
     RUN/run.json  recipe.resolved.yaml  env.json  report.html
-    RUN/STAGE/metrics.jsonl  events.jsonl  checkpoints/step_*/COMPLETE.json  eval/step_*/
+    RUN/STAGE/metrics.jsonl  parameters.json  events.jsonl  checkpoints/step_*/COMPLETE.json  eval/step_*/
 """
 
 import json
@@ -31,14 +31,15 @@ from trainer.engine.ds_config import merge_ds_config, read_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
 from trainer.export.consolidate import consolidate
+from trainer.models.adapters import attach, warm_start
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.build import build_model
 from trainer.models.config import Model
-from trainer.models.freeze import freeze, parameter_groups
+from trainer.models.freeze import Counted, count_parameters, freeze, parameter_groups
+from trainer.models.gradients import GradientCheck
 from trainer.models.language import load_language
 from trainer.models.masks import MaskKind
 from trainer.models.vision import load_vision
-from trainer.models.weights import load_state
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
 from trainer.stage_stream import open_datasets, open_stream
 
@@ -59,6 +60,8 @@ class Run:
     engine: deepspeed.DeepSpeedEngine
     state: TrainState
     fingerprints: dict[str, Any]
+    parameters: tuple[Counted, ...]
+    gradients: GradientCheck
     sinks: list[JsonlSink | TensorBoardSink | Screen]
 
 
@@ -96,9 +99,13 @@ def build_run(
         _refuse_other_run(found, fingerprints, world, accept_changed_data)
 
     if found is None and stage.init_from != "backbones":
-        before = finished_checkpoint(recipe, run_dir, stage.init_from).path
-        load_state(model, consolidate(before), str(before))
+        before = finished_checkpoint(recipe, run_dir, stage.init_from)
+        trained_by = Stage.model_validate(before.fingerprints["stage"]).train
+        warm_start(model, consolidate(before.path), trained_by, stage.train, str(before.path))
+    else:
+        attach(model, stage.train)
     freeze(model, stage.train)
+    parameters = count_parameters(model, stage.train)
     if stage.activation_checkpointing:
         model.enable_activation_checkpointing()
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
@@ -114,6 +121,7 @@ def build_run(
     sinks: list[JsonlSink | TensorBoardSink | Screen] = []
     if world.is_main:
         write_run_records(recipe, run_dir, world, config)
+        write_json(stage_dir / "parameters.json", {"modules": [c.to_json() for c in parameters]})
         sinks.append(JsonlSink(stage_dir / "metrics.jsonl", resume_step=state.step))
         sinks.append(Screen(stage.name, state.step, stage.steps))
         if TensorBoardSink.installed():
@@ -129,6 +137,8 @@ def build_run(
         engine=engine,
         state=state,
         fingerprints=fingerprints,
+        parameters=parameters,
+        gradients=GradientCheck(engine.module),
         sinks=sinks,
     )
 
@@ -180,7 +190,7 @@ def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[
             "zero_stage": config.get("zero_optimization", {}).get("stage", 0),
         },
     )
-    packages = ("torch", "deepspeed", "transformers", "tokenizers", "datatrove", "pyarrow", "pillow")
+    packages = ("torch", "deepspeed", "transformers", "peft", "tokenizers", "datatrove", "pyarrow", "pillow")
     write_json(
         run_dir / "env.json",
         {

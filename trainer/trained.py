@@ -19,6 +19,7 @@ from trainer.engine import checkpoint
 from trainer.evaluation.suite import Subject, evaluate
 from trainer.export.consolidate import consolidate
 from trainer.export.hf import export, load_exported
+from trainer.models.adapters import merge
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.weights import load_state
@@ -28,7 +29,7 @@ from trainer.stage_stream import open_datasets
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A verified checkpoint, the recipe and stage that made it, and its model in float32."""
+    """A verified checkpoint, the recipe and stage that made it, and its model in float32, adapters merged."""
 
     checkpoint: checkpoint.Checkpoint
     recipe: Recipe
@@ -70,7 +71,7 @@ def open_trained(path: Path) -> Trained:
             f"{backbones / 'tokenizer'} is not the tokenizer that {found.path} was trained with: "
             f"fingerprint {tokenizer.fingerprint[:12]}, recorded is {found.fingerprints['tokenizer'][:12]}."
         )
-    weights = consolidate(found.path)
+    weights = merge(consolidate(found.path), stage.train)
     load_state(model, weights, str(found.path))
     return Trained(
         checkpoint=found,

@@ -1,0 +1,57 @@
+"""Stages that train by adapters, by the commands that a user gives; then evaluated and exported, merged."""
+
+import json
+
+import pytest
+import torch
+
+from trainer.export.consolidate import consolidate
+from trainer.models.adapters import is_adapter
+from trainer.trained import export_trained, open_trained
+
+ADAPTERS = {
+    "align": "{connector: 1, new_tokens: 1, vision: {dora: {rank: 2}}, language: {lora: {rank: 3}, lr: 0.5}}",
+    "instruct": "{connector: {lora: {rank: 2}}, vision: {dora: {rank: 2}}, language: 0.5}",
+}
+SHORT = [f"stages.{stage}.{key}" for stage in ADAPTERS for key in ("steps=2", "checkpoint_every=2")]
+
+
+@pytest.fixture
+def words(run_dir):
+    train = [f"stages.{stage}.train={value}" for stage, value in ADAPTERS.items()]
+    return ["train", run_dir / "recipe.yaml", "--run", run_dir, *SHORT, *train, "--stage"]
+
+
+def test_adapters_train_are_merged_or_go_on_in_the_next_stage_and_export_without_a_difference(
+    words, run_dir, fovea, tmp_path
+):
+    said = {}
+    for stage in ADAPTERS:
+        done = fovea(*words, stage)
+        assert done.returncode == 0, done.stderr
+        said[stage] = done.stdout
+    assert "lora (rank 3, alpha 16)" in said["align"]
+    table = json.loads((run_dir / "instruct" / "parameters.json").read_text())["modules"]
+    assert [m["how"] for m in table] == [
+        "dora (rank 2, alpha 16)",
+        "lora (rank 2, alpha 16)",
+        "full",
+        "frozen",
+    ]
+    assert table[-1]["trainable"] == 0 < table[0]["trainable"] < table[0]["parameters"]
+
+    align, instruct = (open_trained(run_dir / stage) for stage in ADAPTERS)
+    shards = consolidate(instruct.checkpoint.path)
+    assert {n.split(".")[0] for n in shards if is_adapter(n)} == {"vision", "connector"}
+    assert not any(is_adapter(name) for name in instruct.weights)
+    # The language model's own weights started from the merged ones, and nothing moved those of new_tokens.
+    moved = (
+        (instruct.weights["language.lm_head.weight"] - align.weights["language.lm_head.weight"]).abs().max()
+    )
+    assert 0 < moved < 0.02
+    # bf16 is what the engine froze them in.
+    frozen = align.weights["new_tokens.weight"].bfloat16().float()
+    assert instruct.weights["new_tokens.weight"].equal(frozen)
+    about = export_trained(instruct, tmp_path / "exported")
+    assert about["max_logit_diff"] == 0.0
+    assert all(torch.isfinite(t).all() for t in instruct.weights.values())

@@ -1,0 +1,156 @@
+"""LoRA and DoRA beside the linear layers of a module: peft's layers, attached, handed on, merged, written.
+
+A linear layer `x` with an adapter keeps its own weights, frozen, as `x.base_layer.*`. Beside them stand
+`x.lora_A.default.weight` [rank, in], `x.lora_B.default.weight` [out, rank], and for DoRA
+`x.lora_magnitude_vector.default.weight` [out].
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import nn
+
+from data_pipeline.errors import ConfigError, nearest
+from trainer.models.tuning import Adapter, Kind, Tuning
+from trainer.models.weights import load_state
+
+_BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+_MAGNITUDE = ".lora_magnitude_vector.default.weight"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter."""
+    return name.endswith((_A, _B, _MAGNITUDE))
+
+
+def attach(model: nn.Module, train: Mapping[str, Tuning]) -> None:
+    """Give the modules of `train` their adapters; the model's outputs stay as they are.
+
+    DoRA reads the lengths of the weights' rows here, so the weights must be there already. Raises ConfigError
+    where a module has no linear layer of a name in `targets`.
+    """
+    for name, tuning in train.items():
+        if tuning.adapter is not None:
+            part = getattr(model, name)
+            inject_adapter_in_model(_peft_config(name, part, tuning.kind, tuning.adapter), part)
+
+
+def warm_start(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    before: Mapping[str, Tuning],
+    now: Mapping[str, Tuning],
+    origin: str,
+) -> None:
+    """Load what a stage trained by `before` has left into a plain model, which is trained by `now` next.
+
+    An adapter that `now` has too, with the same settings, goes on; any other is merged into the weights.
+    `origin` names the source of the weights in errors.
+    """
+    kept = {name: tuning for name, tuning in now.items() if tuning.continues(before.get(name))}
+    attach(model, kept)
+    load_state(model, merge(weights, {m: t for m, t in before.items() if m not in kept}), origin)
+    attach(model, {m: t for m, t in now.items() if m not in kept})
+
+
+def merge(weights: Mapping[str, torch.Tensor], train: Mapping[str, Tuning]) -> dict[str, torch.Tensor]:
+    """Whole tensors of a model with the adapters of `train` -> those of a model without that does the same.
+
+    LoRA: W + s B A. DoRA: each row of that, scaled to the length that was trained. In the tensors' own
+    precision; a checkpoint's are float32.
+    """
+    merged = {}
+    for name, tensor in weights.items():
+        tuning = train.get(name.partition(".")[0])
+        adapter = tuning.adapter if tuning else None
+        if adapter is None:
+            merged[name] = tensor
+        elif name.endswith(f"{_BASE}weight"):
+            layer = name.removesuffix(f"{_BASE}weight")
+            merged[f"{layer}.weight"] = _merged_weight(layer, tensor, weights, adapter)
+        elif not is_adapter(name):
+            merged[name.replace(_BASE, ".")] = tensor
+    return merged
+
+
+def split(
+    weights: Mapping[str, torch.Tensor], train: Mapping[str, Tuning]
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+    """The frozen weights under a plain model's names, and each module's adapter under its own names."""
+    base = {name.replace(_BASE, "."): t for name, t in weights.items() if not is_adapter(name)}
+    adapters = {
+        module: {
+            name.removeprefix(f"{module}."): t
+            for name, t in weights.items()
+            if is_adapter(name) and name.startswith(f"{module}.")
+        }
+        for module, tuning in train.items()
+        if tuning.adapter
+    }
+    return base, adapters
+
+
+def save_adapter(
+    name: str,
+    part: nn.Module,
+    kind: Kind,
+    adapter: Adapter,
+    tensors: Mapping[str, torch.Tensor],
+    directory: Path,
+) -> None:
+    """adapter_config.json and adapter_model.safetensors, which peft loads onto the plain module `part`."""
+    _peft_config(name, part, kind, adapter).save_pretrained(directory)
+    # Files name no adapter, and the magnitude stands in them without `.weight`.
+    short = {_A: ".lora_A.weight", _B: ".lora_B.weight", _MAGNITUDE: ".lora_magnitude_vector"}
+    named = {
+        f"base_model.model.{key.removesuffix(ending)}{written}": tensor.contiguous()
+        for key, tensor in tensors.items()
+        for ending, written in short.items()
+        if key.endswith(ending)
+    }
+    save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _merged_weight(
+    layer: str, weight: torch.Tensor, weights: Mapping[str, torch.Tensor], adapter: Adapter
+) -> torch.Tensor:
+    product = weights[layer + _B] @ weights[layer + _A]
+    moved = weight + adapter.alpha / adapter.rank * product
+    length = weights.get(layer + _MAGNITUDE)
+    if length is None:
+        return moved
+    return moved * (length / torch.linalg.vector_norm(moved, dim=1))[:, None]
+
+
+def _peft_config(name: str, part: nn.Module, kind: Kind, adapter: Adapter) -> LoraConfig:
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_dora=kind == "dora",
+        target_modules=_targets(name, part, adapter),
+    )
+
+
+def _targets(name: str, part: nn.Module, adapter: Adapter) -> list[str]:
+    """Last names of the linear layers to adapt."""
+    head = part.get_output_embeddings() if hasattr(part, "get_output_embeddings") else None
+    linear = {n.rpartition(".")[2]: m for n, m in part.named_modules() if isinstance(m, nn.Linear)}
+    unknown = [t for t in adapter.targets if t not in linear]
+    if unknown or not linear:
+        hint = nearest(unknown[0], linear) if unknown else ""
+        raise ConfigError(
+            f"train.{name}: no linear layer is named {', '.join(unknown) or 'at all'}{hint}\n"
+            f"  There are: {', '.join(sorted(linear)) or 'none'}"
+        )
+    if head is not None and any(linear[t] is head for t in adapter.targets):
+        table = part.get_input_embeddings()
+        if head.weight is table.weight:
+            raise ConfigError(
+                f"train.{name}: the head's weights are those of the embeddings, which an adapter would not "
+                "follow; leave the head out of targets"
+            )
+    return sorted(adapter.targets or [n for n, m in linear.items() if m is not head])
