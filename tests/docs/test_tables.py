@@ -29,6 +29,7 @@ from data_pipeline.sample import SCHEMA
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
 from trainer.evaluation.config import Evaluation
+from trainer.models.tuning import Adapter, Tuning
 
 
 def rows(name: str, heading: str) -> list[list[str]]:
@@ -52,6 +53,10 @@ def test_the_keys_of_a_stage_and_their_defaults():
             value = field.default
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert default.strip("`") in (shown, shown.lower(), shown.removesuffix(".0")), key
+
+
+def test_the_keys_of_what_is_trained():
+    assert keys("training.md", "What is trained") == {*Tuning.model_fields, *Adapter.model_fields}
 
 
 def test_the_other_keys():
