@@ -100,6 +100,16 @@ def _parser() -> argparse.ArgumentParser:
 
     p = add_verb(
         verbs,
+        "import",
+        _import,
+        "backbones from a directory in Idefics2's Hugging Face layout",
+        "fovea import idefics2-8b runs/mine/backbones",
+    )
+    p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument("out", type=Path, metavar="OUT")
+
+    p = add_verb(
+        verbs,
         "train",
         _train,
         "train one stage; the same command resumes it",
@@ -149,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     p.add_argument("directory", type=Path, metavar="DIR")
+    p.add_argument(
+        "--to",
+        choices=("fovea", "idefics2"),
+        default="fovea",
+        help="fovea: our own format; idefics2: what plain transformers loads (%(default)s)",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and compared there")
 
     p = add_verb(
@@ -200,6 +216,18 @@ def _backbones(args: argparse.Namespace) -> int:
     texts = [args.run / d for d in recipe.data.datasets]
     reached = make_backbones(recipe, args.run / recipe.backbones.path, texts, args.scenes or texts[0])
     print(json.dumps(reached))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from trainer.export.importing import import_idefics2
+
+    about = import_idefics2(args.directory, args.out)
+    print(
+        f"imported {about['directory']} to {args.out}: {about['parameters']:,} parameters, "
+        f"{about['tensors']} tensors; the recipe's model stands in {args.out / 'model.yaml'}"
+    )
     return 0
 
 
@@ -263,7 +291,7 @@ def _export(args: argparse.Namespace) -> int:
     _quiet_libraries()
     from trainer.trained import export_trained, open_trained
 
-    about = export_trained(open_trained(args.checkpoint), args.directory)
+    about = export_trained(open_trained(args.checkpoint), args.directory, args.to)
     if args.json:
         from data_pipeline.manifest import write_json
 

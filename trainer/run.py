@@ -33,13 +33,14 @@ from trainer.engine.state import TrainState
 from trainer.export.consolidate import consolidate
 from trainer.models.adapters import attach, warm_start
 from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.models.build import build_model
+from trainer.models.build import build_model, predicts_new
 from trainer.models.config import Model
 from trainer.models.freeze import Counted, count_parameters, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
 from trainer.models.language import load_language
 from trainer.models.masks import MaskKind
 from trainer.models.vision import load_vision
+from trainer.models.weights import load_weights
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
 from trainer.stage_stream import open_datasets, open_stream
 
@@ -144,13 +145,19 @@ def build_run(
 
 
 def load_parts(config: Model, backbones: Path, mask: MaskKind) -> tuple[AutoregressiveVLM, Tokenizer]:
-    """The model over the backbones, its own parts freshly initialised, and their tokenizer.
+    """The model over the backbones, and their tokenizer.
 
-    Raises DataError where tokenizer and language model do not share a vocabulary.
+    Connector and new tokens are read where `fovea import` put them beside the backbones, and freshly
+    initialised elsewhere. Raises DataError where they do not fit `config`, or where tokenizer and language
+    model do not share a vocabulary.
     """
     tokenizer = Tokenizer.load(backbones / "tokenizer")
     model = build_model(
-        config, load_vision(backbones / "vision"), load_language(backbones / "language"), mask
+        config,
+        load_vision(backbones / "vision"),
+        load_language(backbones / "language"),
+        mask,
+        predicts_new=predicts_new(tokenizer),
     )
     if tokenizer.text_vocab_size != model.vocabulary:
         # The visual tokens' ids follow the vocabulary: with another size they would name words.
@@ -158,6 +165,9 @@ def load_parts(config: Model, backbones: Path, mask: MaskKind) -> tuple[Autoregr
             f"{backbones}: the tokenizer has {tokenizer.text_vocab_size} text tokens, the language model "
             f"{model.vocabulary}. Take both from the same directory, or make them again: fovea backbones"
         )
+    for part in ("connector", "new_tokens"):
+        if (backbones / f"{part}.safetensors").is_file():
+            load_weights(getattr(model, part), backbones / f"{part}.safetensors")
     return model, tokenizer
 
 
@@ -219,6 +229,8 @@ def _refuse_other_run(
     found: checkpoint.Checkpoint, ours: dict[str, Any], world: World, accept_changed_data: bool
 ) -> None:
     theirs = {**found.fingerprints, **({"data": ours["data"]} if accept_changed_data else {})}
+    # Keys that are newer than the checkpoint have their defaults.
+    theirs["model"] = Model.model_validate(theirs["model"]).model_dump(mode="json")
     changed = [
         f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
         for part in ("model", "stage")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from trainer.engine import checkpoint
 from trainer.evaluation.suite import Subject, evaluate
 from trainer.export.consolidate import consolidate
 from trainer.export.hf import export, load_exported
+from trainer.export.idefics2 import compare_idefics2, export_idefics2
 from trainer.models.adapters import merge
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
@@ -109,8 +110,29 @@ def evaluate_trained(trained: Trained) -> dict[str, Any]:
     return results
 
 
-def export_trained(trained: Trained, out: Path) -> dict[str, Any]:
-    """Export, reopen, and compare logits on a probe batch. Raises DataError unless they are identical."""
+def export_trained(trained: Trained, out: Path, to: Literal["fovea", "idefics2"] = "fovea") -> dict[str, Any]:
+    """Export, reopen, and compare on a probe batch.
+
+    `fovea`: our own format; the logits must be identical. `idefics2`: the layout of transformers; the weights
+    must be identical, and the logits of its own forward pass equal to rounding.
+    Raises DataError where they are not, or where the format cannot say this model.
+    """
+    probe = _probe(trained.recipe, trained.tokenizer)
+    if to == "idefics2":
+        export_idefics2(trained.model, trained.tokenizer, out)
+        difference = compare_idefics2(trained.model, out, probe)
+    else:
+        difference = _export_own(trained, out, probe)
+    return {
+        "checkpoint": str(trained.checkpoint.path),
+        "to": to,
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "tensors": len(trained.weights),
+        "max_logit_diff": difference,
+    }
+
+
+def _export_own(trained: Trained, out: Path, probe: Batch) -> float:
     about = {
         "trained": {
             "recipe": trained.recipe.name,
@@ -127,17 +149,11 @@ def export_trained(trained: Trained, out: Path) -> dict[str, Any]:
         about,
     )
     reopened = load_exported(out)
-    probe = _probe(trained.recipe, trained.tokenizer)
     with torch.no_grad():
         difference = float((trained.model.logits(probe) - reopened.logits(probe)).abs().max())
     if difference != 0.0:
         raise DataError(f"{out}: reopened, its logits differ by {difference:g} from the checkpoint's.")
-    return {
-        "checkpoint": str(trained.checkpoint.path),
-        "parameters": sum(t.numel() for t in trained.weights.values()),
-        "tensors": len(trained.weights),
-        "max_logit_diff": difference,
-    }
+    return difference
 
 
 def _probe(recipe: Recipe, tokenizer: Tokenizer) -> Batch:

@@ -1,11 +1,32 @@
-"""Little models of transformers' Idefics2: their configuration, and its inputs as a Batch of ours."""
+"""Little models of transformers' Idefics2: their directories, its inputs as a Batch of ours, its answers."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import mistral_like
 import torch
-from transformers import Idefics2Config, Idefics2ForConditionalGeneration
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
+    Idefics2ImageProcessorPil,
+    Idefics2Processor,
+)
 
 from data_pipeline.batch import IGNORE, Batch
+from data_pipeline.sample import Sample
+from data_pipeline.stream.chat import prompt
+from data_pipeline.stream.decode import decode
+from data_pipeline.stream.tokens import Tokenizer
+from trainer.evaluation.generate import Prompt, generate
+from trainer.models.autoregressive import AutoregressiveVLM
+
+TEXTS = ["User: what is it?", "Assistant: a red circle", "a blue square", "where is the circle? left"] * 9
 
 PATCH, LATENTS, IMAGE = 8, 3, 58
 """Pixels of a patch's side; visual tokens of a picture; the id of <image> where `vocabulary` is 60."""
@@ -107,3 +128,56 @@ def batch_of(
         patch_index=torch.tensor(index, dtype=torch.int64).view(-1, 3),
         grids=tuple(grids),
     )
+
+
+def publish(directory: Path, kind: str = "mistral", shard: str = "40KB", **text: object) -> Path:
+    """A directory of Idefics2, with random weights and a tokenizer of few words, by transformers alone."""
+    source = mistral_like.write(directory.with_name("source"), *mistral_like.learn(TEXTS, 60), "first")
+    processor = Idefics2Processor(
+        Idefics2ImageProcessorPil(
+            size={"longest_edge": 64, "shortest_edge": PATCH}, do_image_splitting=False
+        ),
+        AutoTokenizer.from_pretrained(source),
+        image_seq_len=LATENTS,
+    )
+    processor.save_pretrained(directory)
+    names = processor.tokenizer
+    made = config(kind, len(names), names.convert_tokens_to_ids("<image>"), **text)
+    model(made).save_pretrained(directory, max_shard_size=shard)
+    return directory
+
+
+def our_answer(model: AutoregressiveVLM, tokenizer: Tokenizer, sample: Sample, steps: int) -> list[int]:
+    """The tokens that follow the sample's first question, up to the end of the turn."""
+    asked = prompt(sample, tokenizer, model.config.image_tokens)
+    pictures = [p for m in asked.images for p in decode(sample.image_bytes[m], model.config.image)]
+    ready = Prompt(asked.input_ids.tolist(), asked.image_ids.tolist(), pictures)
+    (tokens,) = generate(
+        model, [ready], max_new_tokens=steps, eos_id=tokenizer.end_id, pad_id=tokenizer.pad_id
+    )
+    return tokens
+
+
+def their_answers(directory: Path, samples: Sequence[Sample], steps: int) -> list[list[int]]:
+    """The same by plain transformers, from the files of `directory` alone, each sample by itself."""
+    processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    model: Any = AutoModelForImageTextToText.from_pretrained(directory, local_files_only=True).eval()
+    assert type(processor) is Idefics2Processor
+    assert type(model) is Idefics2ForConditionalGeneration
+    end = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    assert end in model.generation_config.eos_token_id
+    answers = []
+    for sample in samples:
+        first = [s for s in sample.segments if (s.role, s.turn) == ("user", 0)]
+        content = [
+            {"type": "image"} if s.type == "image" else {"type": "text", "text": s.text} for s in first
+        ]
+        images = [Image.open(io.BytesIO(sample.image_bytes[s.media])) for s in first if s.type == "image"]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        inputs = processor(text=text, images=[images], return_tensors="pt")
+        found = model.generate(**inputs, max_new_tokens=steps, do_sample=False, eos_token_id=end)
+        answer = found[0, inputs["input_ids"].shape[1] :].tolist()
+        answers.append(answer[: answer.index(end)] if end in answer else answer)
+    return answers

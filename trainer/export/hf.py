@@ -46,7 +46,7 @@ def export(
             (temporary / part).mkdir()
             shutil.copy(backbones / part / "config.json", temporary / part)
         shutil.copytree(backbones / "tokenizer", temporary / "tokenizer")
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(_once(weights), temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(
             temporary / "config.json",
             {
@@ -58,6 +58,11 @@ def export(
                 **about,
             },
         )
+
+
+def _once(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor under one name: tied ones are one in memory, and load_weights ties them again."""
+    return dict({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(weights.items())}.values())
 
 
 def load_exported(directory: Path) -> AutoregressiveVLM:

@@ -27,6 +27,7 @@ def export_idefics2(model: AutoregressiveVLM, tokenizer: Tokenizer, out: Path, l
     """Write the directory `out`. Raises DataError where the model is none that Idefics2's layout can say."""
     t = tokenizer
     config = idefics2_config(model, {"image": t.image_id, "pad": t.pad_id, "bos": t.bos_id, "eos": t.eos_id})
+    config.dtype = torch.float32
     config.architectures = [Idefics2ForConditionalGeneration.__name__]
     weights = dict(model.named_parameters())
     refuse_empty({name: p.data for name, p in weights.items()}, "export")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Idefics2Config
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
@@ -94,7 +95,7 @@ def _config(directory: Path) -> Idefics2Config:
         )
     try:
         config = Idefics2Config.from_dict(page)
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as e:
         raise DataError(f"{directory / 'config.json'}: {e}") from None
     check_architecture(directory, config.text_config)
     return config

@@ -174,4 +174,5 @@ def idefics2_config(model: AutoregressiveVLM, ids: Mapping[str, int]) -> Idefics
 
 
 def _plain(config: PretrainedConfig) -> dict[str, Any]:
-    return {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k != "dtype"}
+    left_out = ("architectures", "dtype", "transformers_version")
+    return {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in left_out}
