@@ -12,6 +12,7 @@ import torch
 from adapted import LR, MIXED, RANKS, RESUMED, STEPS, adapted_model, batch, plain_model, tunings
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from torch import nn
 
 from data_pipeline.errors import ConfigError
@@ -216,6 +217,9 @@ def test_plain_peft_loads_what_is_written_onto_the_frozen_weights(kind, tmp_path
         save_adapter(name, getattr(again, name), kind, train[name].adapter, tensors[name], tmp_path / name)
         wrapped = PeftModel.from_pretrained(getattr(again, name), tmp_path / name)
         assert wrapped.peft_config["default"].r == 4
+        wrapped.save_pretrained(tmp_path / "peft")
+        ours, theirs = (load_file(tmp_path / d / "adapter_model.safetensors") for d in (name, "peft"))
+        assert ours.keys() == theirs.keys()
     assert logits(again).equal(logits(model))
 
 

@@ -1,6 +1,10 @@
 """Stages that train by adapters, by the commands that a user gives; then evaluated and exported, merged."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,3 +59,49 @@ def test_adapters_train_are_merged_or_go_on_in_the_next_stage_and_export_without
     about = export_trained(instruct, tmp_path / "exported")
     assert about["max_logit_diff"] == 0.0
     assert all(torch.isfinite(t).all() for t in instruct.weights.values())
+
+
+FORGOTTEN = """
+import sys
+from pathlib import Path
+import torch
+import trainer.run
+from data_pipeline.errors import ConfigError
+from trainer.config import load_recipe
+from trainer.distributed import init_world
+from trainer.loop import train
+
+load_parts = trainer.run.load_parts
+
+def with_a_forgotten_parameter(*args):
+    model, tokenizer = load_parts(*args)
+    model.connector.forgotten = torch.nn.Parameter(torch.ones(2))
+    return model, tokenizer
+
+trainer.run.load_parts = with_a_forgotten_parameter
+recipe = load_recipe(Path(sys.argv[1]) / "recipe.yaml")
+run = trainer.run.build_run(recipe, recipe.stage("align"), Path(sys.argv[1]), init_world())
+try:
+    train(run)
+except ConfigError as e:
+    print(run.state.step, e)
+"""
+
+
+def test_a_run_stops_before_its_first_update_where_a_parameter_gets_no_gradient(run_dir):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-c", FORGOTTEN, str(run_dir)],
+        env=os.environ
+        | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0", "MASTER_PORT": str(port)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "0 1 of" in done.stdout
+    assert "connector.forgotten (1 of 1 ranks)" in done.stdout
+    assert not (run_dir / "align" / "checkpoints").exists()
