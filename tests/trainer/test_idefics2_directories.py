@@ -15,11 +15,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     Idefics2ForConditionalGeneration,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 from data_pipeline.errors import DataError
 from data_pipeline.image_spec import PixelShuffle
 from data_pipeline.sample import Media, Sample, Segment
+from trainer.config import Recipe
+from trainer.export.hf import export, load_exported
 from trainer.export.idefics2 import compare_idefics2, export_idefics2
 from trainer.export.importing import import_idefics2
 from trainer.models.build import build_model
@@ -27,6 +31,17 @@ from trainer.models.config import Model
 from trainer.run import load_parts
 from trainer.trained import _probe
 
+STAGE = {
+    "name": "s",
+    "init_from": "backbones",
+    "train": {"connector": 1.0},
+    "mixture": {"x": 1},
+    "steps": 1,
+    "global_batch": 1,
+    "micro_batch": 1,
+    "sequence_length": 64,
+    "lr": 1.0,
+}
 QUESTIONS = ["what is it?", "where is the circle?", "is it red or blue?"]
 
 
@@ -123,27 +138,40 @@ def test_plain_transformers_generates_the_same_tokens(imported, tmp_path):
     assert len({tuple(answer) for answer in ours}) > 6  # pictures and questions matter
 
 
-def test_what_is_exported_is_opened_and_compared(imported, tmp_path, recipe_of):
+def test_what_is_exported_is_opened_and_compared(imported, tmp_path):
     model, tokenizer = load(imported)
     export_idefics2(model, tokenizer, tmp_path)
-    probe = _probe(recipe_of(model.config), tokenizer)
+    probe = _probe(Recipe.model_validate({"name": "x", "model": model.config, "stages": [STAGE]}), tokenizer)
     assert compare_idefics2(model, tmp_path, probe) < 1e-3
     state = load_file(tmp_path / "model.safetensors")
     state["model.connector.perceiver_resampler.norm.weight"][0] += 1e-6
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"1 weights differ: .*perceiver_resampler\.norm\.weight"):
         compare_idefics2(model, tmp_path, probe)
+    export_idefics2(model, tokenizer, tmp_path)
+    page = json.loads((tmp_path / "config.json").read_text())
+    page["perceiver_config"]["rms_norm_eps"] = 0.5
+    (tmp_path / "config.json").write_text(json.dumps(page))
+    with pytest.raises(DataError, match="logits differ by"):
+        compare_idefics2(model, tmp_path, probe)
 
 
-@pytest.fixture
-def recipe_of():
-    class Shape:
-        seed = 0
-
-        def __init__(self, model: Model) -> None:
-            self.model = model
-
-    return Shape
+def test_a_siglip_tower_goes_into_both_exports(imported, tmp_path):
+    """With the language model and the connector of another model, as one puts a new model together."""
+    backbones = Path(shutil.copytree(imported, tmp_path / "backbones"))
+    shutil.rmtree(backbones / "vision")
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    siglip = SiglipVisionModel(SiglipVisionConfig(**tower, image_size=64, patch_size=8))
+    siglip.save_pretrained(backbones / "vision")
+    model, tokenizer = load(backbones)
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    export(weights, model.config, "causal", backbones, tmp_path / "own", {})
+    again = load_exported(tmp_path / "own")
+    assert all(a.equal(b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    export_idefics2(model, tokenizer, tmp_path / "theirs")
+    samples = [question(seed) for seed in range(3)]
+    ours = [our_answer(again, tokenizer, s, 12) for s in samples]
+    assert their_answers(tmp_path / "theirs", samples, 12) == ours
 
 
 def other(model, **connector):
@@ -220,6 +248,12 @@ def test_pickles_and_lost_files_are_refused(copied, tmp_path):
             "hidden_act is 'gelu', allowed",
         ),
         ("config.json", lambda p: p["text_config"].update(vocab_size=99), "vocab_size 99 and image_token_id"),
+        ("config.json", lambda p: p["text_config"].update(logit_scale=2.0), "sets logit_scale = 2.0"),
+        (
+            "config.json",
+            lambda p: p["perceiver_config"].update(hidden_act="gelu"),
+            "hidden_act is 'gelu', allow",
+        ),
         ("config.json", lambda p: p.update(image_token_id=3), "image_token_id 3; the tokenizer"),
         (
             "config.json",
@@ -234,6 +268,39 @@ def test_pickles_and_lost_files_are_refused(copied, tmp_path):
 def test_a_configuration_that_cannot_be_reproduced_is_refused(copied, tmp_path, name, change, message):
     rewritten(copied, name, change)
     refuse(copied, tmp_path / "out", message)
+
+
+def test_a_configuration_as_older_transformers_wrote_it_is_read(copied, tmp_path):
+    """The perceiver's width left out, the tower's old type, an image processor in a file of its own."""
+    size = {"longest_edge": 64, "shortest_edge": 8}
+
+    def older(page):
+        page["perceiver_config"].pop("hidden_size")
+        page["perceiver_config"].pop("rms_norm_eps")
+        page["vision_config"]["model_type"] = page["perceiver_config"]["model_type"] = "idefics2"
+
+    rewritten(copied, "config.json", older)
+    (copied / "processor_config.json").unlink()
+    (copied / "preprocessor_config.json").write_text(json.dumps({"size": size, "do_pad": True}))
+    about = import_idefics2(copied, tmp_path / "out")
+    assert about["model"]["connector"]["eps"] == 1e-5
+    assert {k: about["model"]["image"][k] for k in size} == size
+    model, _ = load(tmp_path / "out")
+    theirs = Idefics2ForConditionalGeneration.from_pretrained(copied)
+    assert model.connector.norm.weight.equal(theirs.model.connector.perceiver_resampler.norm.weight)
+
+
+def test_a_weight_in_two_files_is_refused(copied, tmp_path):
+    one, two, *_ = sorted(copied.glob("*.safetensors"))
+    both = load_file(one) | load_file(two)
+    save_file(both, two, metadata={"format": "pt"})
+    refuse(copied, tmp_path / "out", f"stands in .*{one.name} and in .*{two.name}")
+
+
+def test_a_file_is_not_overwritten(published, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(DataError, match="is not empty"):
+        import_idefics2(published, tmp_path / "out")
 
 
 def test_a_directory_with_other_files_is_not_overwritten(published, tmp_path):

@@ -44,7 +44,7 @@ def test_an_imported_model_trains_and_goes_back_to_transformers(prepared, fovea,
     assert "parameters" in done.stdout
     page = yaml.safe_load((run / "backbones" / "model.yaml").read_text())
     (run / "recipe.yaml").write_text(yaml.safe_dump({"name": "tuned", **page, **STAGES}))
-    done = fovea("train", run / "recipe.yaml", "--stage", "tune", "--run", run)
+    done = fovea("train", run / "recipe.yaml", "--stage", "tune", "--run", run, "--nproc", 1 + tied)
     assert done.returncode == 0, done.stderr
     done = fovea(
         "export", run / "tune", tmp_path / "idefics2", "--to", "idefics2", "--json", tmp_path / "json"

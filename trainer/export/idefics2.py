@@ -88,8 +88,10 @@ def compare_idefics2(model: AutoregressiveVLM, directory: Path, probe: Batch) ->
     weights = dict(model.named_parameters())
     reopened = dict(theirs.named_parameters())
     parts = joined(weights, places(shapes_of(model)))
-    wrong = [n for n, ours in parts.items() if not torch.cat([weights[o] for o in ours]).equal(reopened[n])]
-    if wrong or parts.keys() != reopened.keys():
+    wrong = sorted(parts.keys() ^ reopened.keys()) or [
+        n for n, ours in parts.items() if not torch.cat([weights[o] for o in ours]).equal(reopened[n])
+    ]
+    if wrong:
         raise DataError(f"{directory}: reopened, {len(wrong)} weights differ: {', '.join(wrong[:3])}")
     ours = model.logits(probe)
     logits = theirs(input_ids=probe.input_ids, pixel_values=_pixels(probe), use_cache=False).logits

@@ -102,7 +102,6 @@ def model_page(config: Idefics2Config, image: Mapping[str, Any]) -> Model:
             ("text_config.hidden_act", text.hidden_act, "silu"),
             ("perceiver_config.hidden_act", perceiver.hidden_act, "silu"),
             ("perceiver_config.attention_dropout", perceiver.attention_dropout, 0.0),
-            ("perceiver_config.hidden_size", perceiver.hidden_size, text.hidden_size),
         )
         if got != allowed
     ]
