@@ -5,10 +5,10 @@ nearest valid name. `key=value` overrides follow the same rules.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import SPLIT_TILES
@@ -79,6 +79,15 @@ class Share(_Part):
     weight: float = Field(gt=0)
     max_epochs: float | None = Field(None, gt=0, description="then the source leaves, and the others share")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spelt_out(cls, value: Any) -> Any:
+        return {"weight": value} if isinstance(value, int | float | str) else value
+
+    @model_serializer
+    def _short(self) -> float | dict[str, float]:
+        return {"weight": self.weight, "max_epochs": self.max_epochs} if self.max_epochs else self.weight
+
 
 class Stage(_Part):
     """One stage of training, as a value.
@@ -92,9 +101,7 @@ class Stage(_Part):
     train: dict[str, Tuning] = Field(
         description="module -> factor on the learning rate, or an adapter; modules not named are frozen"
     )
-    mixture: dict[str, Annotated[float, Field(gt=0)] | Share] = Field(
-        min_length=1, description="source -> weight, or {weight, max_epochs}"
-    )
+    mixture: dict[str, Share] = Field(min_length=1, description="source -> weight, or {weight, max_epochs}")
     mixture_by: Literal["samples", "tokens"] = Field("samples", description="what the weights are shares of")
     temperature: float = Field(1.0, gt=0, description="above 1, small sources gain: weight^(1 / temperature)")
     steps: int = Field(ge=1)
@@ -137,11 +144,6 @@ class Stage(_Part):
                 f"global_batch ({self.global_batch}) is no multiple of micro_batch ({self.micro_batch})"
             )
         return self
-
-    @property
-    def shares(self) -> dict[str, Share]:
-        """The mixture with every weight spelt out."""
-        return {n: s if isinstance(s, Share) else Share(weight=s) for n, s in self.mixture.items()}
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches a step on each of `world_size` ranks. Raises ConfigError where rows are left over."""

@@ -43,12 +43,11 @@ def rendering_of(recipe: Recipe, stage: Stage, tokenizer: Tokenizer) -> Renderin
 
 
 def shares_of(stage: Stage) -> Shares:
-    shares = stage.shares
     return Shares(
-        weights={n: s.weight for n, s in shares.items()},
+        weights={n: s.weight for n, s in stage.mixture.items()},
         by=stage.mixture_by,
         temperature=stage.temperature,
-        max_epochs={n: s.max_epochs for n, s in shares.items() if s.max_epochs is not None},
+        max_epochs={n: s.max_epochs for n, s in stage.mixture.items() if s.max_epochs is not None},
     )
 
 

@@ -200,7 +200,8 @@ class Planner:
             name, index, reason = skipped.get(last, ("?", -1, "no reason recorded"))
             raise DataError(
                 f"{UNUSABLE_IN_A_ROW} samples in a row give no target to train on, the last of them number "
-                f"{index} of source '{name}': {reason}.\n  Check the sources and loss_on of the stage."
+                f"{index} of source '{name}': {reason}.\n"
+                f"  Check the sources of the stage, its loss_on, and what a row may hold."
             )
 
 
@@ -215,5 +216,5 @@ def _check(name: str, sizes: Sizes | None, length: int) -> None:
     if not sizes.usable:
         raise DataError(
             f"source '{name}' has no sample with a target to train on: {', '.join(sizes.reasons)}.\n"
-            f"  Take it out of the mixture, or check loss_on of the stage."
+            f"  Take it out of the mixture, or check loss_on and what a row may hold."
         )

@@ -46,6 +46,32 @@ def test_a_recipe_is_found_by_its_name():
     assert load_recipe("tiny").name == "tiny"
 
 
+def test_a_source_of_a_mixture_may_say_more_than_its_weight(page, tmp_path):
+    file = page(
+        "{scenes_alt: 1, scenes_dense: 3}", "{scenes_alt: 1, scenes_dense: {weight: 3, max_epochs: 2}}"
+    )
+    mixture = load_recipe(file).stage("align").mixture
+    assert {n: (s.weight, s.max_epochs) for n, s in mixture.items()} == {
+        "scenes_alt": (1.0, None),
+        "scenes_dense": (3.0, 2.0),
+    }
+    assert "scenes_alt: 1.0" in dump_recipe(load_recipe(file))  # as short as it was written
+
+
+def test_a_wrong_weight_is_one_error(page):
+    file = page("{scenes_alt: 1, scenes_dense: 3}", "{scenes_alt: -1, scenes_dense: {weight: 3, epochs: 2}}")
+    with pytest.raises(ConfigError, match="2 errors") as e:
+        load_recipe(file)
+    assert "mixture.scenes_alt.weight: Input should be greater than 0" in str(e.value)
+    assert "mixture.scenes_dense.epochs: unknown key 'epochs'; did you mean 'max_epochs'" in str(e.value)
+
+
+def test_a_row_too_short_for_a_picture_is_an_error_of_the_recipe(page):
+    file = page("sequence_length: 192", "sequence_length: 19")
+    with pytest.raises(ConfigError, match=r"a picture takes 20 tokens with all beside it.*is 19: raise it"):
+        load_recipe(file)
+
+
 def test_an_unknown_recipe_name_gets_the_nearest_one():
     with pytest.raises(ConfigError, match="did you mean 'tiny'"):
         load_recipe("tyny")
