@@ -15,7 +15,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError, DataError, FoveaError, TransientError
 from data_pipeline.stream.ahead import Ahead
 from data_pipeline.stream.balance import assign
-from data_pipeline.stream.faults import Fault, Faults, append_faults
+from data_pipeline.stream.faults import BrokenSample, Fault, Faults, append_faults
 from data_pipeline.stream.fit import NOTES
 from data_pipeline.stream.making import Made, Maker
 from data_pipeline.stream.planner import Cursor, Plan, Planner
@@ -241,7 +241,14 @@ class Stream:
         for source, index, reason in plan.skipped if self._rank == 0 else ():
             if reason not in NOTES:
                 shard, row = self.sources[source].place(index)
-                yield Fault(sample_id=None, source=source, shard=shard, row=row, reason=reason)
+                name = self._name(source, index)
+                yield Fault(sample_id=name, source=source, shard=shard, row=row, reason=reason)
+
+    def _name(self, source: str, index: int) -> str | None:
+        try:
+            return self.sources[source].head(index).id
+        except BrokenSample:
+            return None
 
     def _judge(self, met: list[Fault | None]) -> None:
         """Count what was met, and write down what was bad. Raises DataError where it is too much."""

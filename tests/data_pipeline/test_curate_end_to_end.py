@@ -34,11 +34,16 @@ from data_pipeline.build.split import is_heldout
 from data_pipeline.build.verify import verify
 from data_pipeline.build.withdraw import withdraw
 from data_pipeline.cli import main
+from data_pipeline.errors import DataError
 from data_pipeline.image_spec import ImageSpec
 from data_pipeline.manifest import read_manifest
 from data_pipeline.sample import Media, Sample, Segment, content_id
+from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.datasets import Datasets
 from data_pipeline.stream.loader import Stream
+from data_pipeline.stream.measure import sizes_of
+from data_pipeline.stream.rendering import Rendering
+from data_pipeline.stream.shares import Shares
 from data_pipeline.view import View, record_batches, samples
 
 HELDOUT = 0.25
@@ -442,30 +447,37 @@ def test_the_books_balance_and_the_report_names_every_reason(curated):
 
 
 # ---- what training sees ----
-IMAGE, IMAGE_TOKENS = ImageSpec(longest_edge=16, patch=8), 4
-
-
-def stream(directory: Path, tokenizer, names: list[str], length: int = 256) -> Stream:
+def stream(directory: Path, tokenizer, names: list[str], work: Path, length: int = 256) -> Stream:
     opened = Datasets.read([directory])
     sources = {name: opened.source(name, "train") for name in names}
+    rendering = Rendering(
+        tokenizer=tokenizer,
+        image=ImageSpec(longest_edge=16, patch=8),
+        image_tokens=4,
+        loss_on="all_text",
+        budget=Budget(tokens=length),
+    )
     return Stream(
         sources=sources,
-        weights=dict.fromkeys(names, 1.0),
-        tokenizer=tokenizer,
-        image=IMAGE,
-        image_tokens=IMAGE_TOKENS,
-        sequence_length=length,
+        sizes={name: sizes_of(source, rendering, work / "sizes") for name, source in sources.items()},
+        shares=Shares(weights=dict.fromkeys(names, 1.0)),
+        rendering=rendering,
         global_rows=4,
         micro_rows=4,
         rank=0,
         world_size=1,
-        loss_on="all_text",
         seed=0,
-        manifest_digest=opened.digest,
+        data_digest=opened.digest,
+        skipped_file=work / "skipped.jsonl",
     )
 
 
-def test_training_sees_the_view_and_nothing_of_what_was_excluded(curated, tokenizer):
+def skipped(work: Path) -> set[str]:
+    """Ids of the samples that training wrote down as skipped."""
+    return {json.loads(line)["sample_id"] for line in (work / "skipped.jsonl").read_text().splitlines()}
+
+
+def test_training_sees_the_view_and_nothing_of_what_was_excluded(curated, tokenizer, tmp_path):
     opened = Datasets.read([curated.directory])
     shown = {s.id: s for s in samples(curated.directory, split="train")}
     seen = {}
@@ -479,11 +491,11 @@ def test_training_sees_the_view_and_nothing_of_what_was_excluded(curated, tokeni
             ]
             seen[sample.id] = sample
     assert seen == shown
-    training = stream(curated.directory, tokenizer, ["caps", "docs"], length=1024)
+    training = stream(curated.directory, tokenizer, ["caps", "docs"], tmp_path, length=1024)
     drawn, pictures, spans = Counter(), 0, 0
     while min((drawn[i] for i in shown), default=0) < 1:
         (batch,) = training.next()
-        drawn.update({i for row in training.last_sample_ids for i in row})
+        drawn.update({i for row in batch.sample_ids for i in row})
         pictures += len(batch.grids)
         spans += int((batch.input_ids == tokenizer.image_start_id).sum())
         assert sum(drawn.values()) < 3000, "some samples never come"
@@ -610,13 +622,15 @@ def test_pictures_are_fetched_through_the_build_and_each_failure_has_its_reason(
     found = {s.media[0].url.rsplit("/", 1)[-1]: s for s in samples(kept, source="caps")}
     assert {n for n, s in found.items() if s.image_bytes[0] is None} == {"gone.jpg", "private.jpg"}
     assert found["private.jpg"].media[0].opt_out is True
-    training = stream(kept, tokenizer, ["caps", "docs"])
+    with pytest.raises(DataError, match="'docs' has no sample with a target to train on: picture missing"):
+        stream(kept, tokenizer, ["caps", "docs"], tmp_path / "run")  # its one document lost a picture
+    training = stream(kept, tokenizer, ["caps"], tmp_path / "run")
     while sum(training.skipped.values()) < 6:
         training.next()
     training.close()
     assert set(training.skipped) == {"picture missing"}
-    without = {s.id for s in samples(kept) if None in s.image_bytes}
-    assert {i for i, _ in training.skipped_samples} == without
+    without = {s.id for s in samples(kept, source="caps") if None in s.image_bytes}
+    assert skipped(tmp_path / "run") == without
 
 
 def test_pages_without_text_and_pictures_without_bytes_are_passed_over_and_counted(tmp_path, make, tokenizer):
@@ -630,12 +644,12 @@ def test_pages_without_text_and_pictures_without_bytes_are_passed_over_and_count
     )
     lost = dataclasses.replace(make.document(1), id="lost", image_bytes=(None,))
     make.dataset(tmp_path, [scan, lost, *(make.document(n) for n in range(2, 9))])
-    training = stream(tmp_path, tokenizer, ["docs"], length=96)
+    training = stream(tmp_path, tokenizer, ["docs"], tmp_path / "run", length=96)
     while len(training.skipped) < 2:
         training.next()
     training.close()
     assert set(training.skipped) == {"no targets", "picture: no bytes"}
-    assert {i for i, _ in training.skipped_samples} == {"scan", "lost"}
+    assert skipped(tmp_path / "run") == {"scan", "lost"}
 
 
 # ---- synthetic samples ----
