@@ -32,7 +32,9 @@ vision = Idefics2VisionTransformer(Idefics2VisionConfig(
 language = MistralForCausalLM(MistralConfig(
     vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2))
-model = build_model(Model(image=ImageSpec(longest_edge=32, patch=8), connector=connector), vision, language)
+model = build_model(
+    Model(image=ImageSpec(longest_edge=32, patch=8), connector=connector), vision, language,
+    predicts_new=kind == "perceiver")  # as with Idefics2's layout: three more rows of the head
 train = {name: 1.0 for name in trained}
 freeze(model, train)
 model.enable_activation_checkpointing()
@@ -63,6 +65,8 @@ def batch(step):
         ids[:, 2:8] = torch.tensor([40, 42, 42, 42, 42, 41])
         image_ids[:, 3:7] = torch.tensor([[1], [2]])
         labels[:, 1:7] = -100
+    if step == 1 and kind == "perceiver" and rank:
+        labels[:, 9] = 42  # a new token as a target, on one rank alone
     if step == 2:
         labels[:] = -100 if rank else labels  # and a rank without one target
     # Images of other sizes on each rank and step: the modules are still called once each.
@@ -81,7 +85,7 @@ for step in range(3):
     engine.backward(loss)
     engine.step()
 
-moved = set()
+moved, heads = set(), set()
 for name, parameter in engine.module.named_parameters():
     with deepspeed.zero.GatheredParameters([parameter]):
         mine = parameter.detach().float().contiguous()
@@ -91,7 +95,9 @@ for name, parameter in engine.module.named_parameters():
         assert mine.isfinite().all(), name
         if not mine.equal(before[name].float()):
             moved.add(name.split(".")[0])
+            heads.add(name.endswith("new_tokens.head.weight"))
 assert moved == set(trained), moved
+assert (True in heads) == (kind == "perceiver")
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
