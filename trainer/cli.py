@@ -165,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
         default="fovea",
         help="fovea: our own format; idefics2: what plain transformers loads (%(default)s)",
     )
+    p.add_argument(
+        "--adapters",
+        type=Path,
+        metavar="DIR2",
+        help="with --to idefics2: LoRA or DoRA into DIR2, in PEFT's layout, not merged into DIR",
+    )
     p.add_argument("--json", type=Path, metavar="FILE", help="write what was exported and compared there")
 
     p = add_verb(
@@ -291,7 +297,7 @@ def _export(args: argparse.Namespace) -> int:
     _quiet_libraries()
     from trainer.trained import export_trained, open_trained
 
-    about = export_trained(open_trained(args.checkpoint), args.directory, args.to)
+    about = export_trained(open_trained(args.checkpoint), args.directory, args.to, args.adapters)
     if args.json:
         from data_pipeline.manifest import write_json
 

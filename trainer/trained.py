@@ -20,7 +20,8 @@ from trainer.evaluation.suite import Subject, evaluate
 from trainer.export.consolidate import consolidate
 from trainer.export.hf import export, load_exported
 from trainer.export.idefics2 import compare_idefics2, export_idefics2
-from trainer.models.adapters import merge
+from trainer.export.peft_layout import compare_adapters, idefics2_layer, write_adapters
+from trainer.models.adapters import merge, split
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.weights import load_state
@@ -110,15 +111,20 @@ def evaluate_trained(trained: Trained) -> dict[str, Any]:
     return results
 
 
-def export_trained(trained: Trained, out: Path, to: Literal["fovea", "idefics2"] = "fovea") -> dict[str, Any]:
+def export_trained(
+    trained: Trained, out: Path, to: Literal["fovea", "idefics2"] = "fovea", adapters: Path | None = None
+) -> dict[str, Any]:
     """Export, reopen, and compare on a probe batch.
 
     `fovea`: our own format; the logits must be identical. `idefics2`: the layout of transformers; the weights
     must be identical, and the logits of its own forward pass equal to rounding.
-    Raises DataError where they are not, or where the format cannot say this model.
+    With `adapters`, what was trained beside the weights goes into that directory, in PEFT's layout, and `out`
+    holds what stands below. Raises DataError where they are not equal, or the format cannot say this model.
     """
     probe = _probe(trained.recipe, trained.tokenizer)
-    if to == "idefics2":
+    if adapters is not None:
+        difference = _export_apart(trained, out, to, adapters, probe)
+    elif to == "idefics2":
         export_idefics2(trained.model, trained.tokenizer, out)
         difference = compare_idefics2(trained.model, out, probe)
     else:
@@ -130,6 +136,23 @@ def export_trained(trained: Trained, out: Path, to: Literal["fovea", "idefics2"]
         "tensors": len(trained.weights),
         "max_logit_diff": difference,
     }
+
+
+def _export_apart(trained: Trained, out: Path, to: str, adapters: Path, probe: Batch) -> float:
+    if to != "idefics2":
+        raise ConfigError("--adapters needs --to idefics2: peft loads them onto a model of transformers")
+    origin = str(trained.checkpoint.path)
+    below, tensors = split(consolidate(trained.checkpoint.path))
+    with torch.no_grad():
+        logits = trained.model.logits(probe)
+    write_adapters(tensors, trained.stage.train, out, adapters, idefics2_layer)
+    try:
+        load_state(trained.model, below, origin)
+        export_idefics2(trained.model, trained.tokenizer, out)
+        compare_idefics2(trained.model, out, probe)
+    finally:
+        load_state(trained.model, trained.weights, origin)
+    return compare_adapters(logits, out, adapters, probe)
 
 
 def _export_own(trained: Trained, out: Path, probe: Batch) -> float:

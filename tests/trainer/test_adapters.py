@@ -18,7 +18,8 @@ from torch import nn
 from data_pipeline.errors import ConfigError
 from trainer.config import dump_recipe, load_recipe
 from trainer.distributed import World
-from trainer.models.adapters import attach, is_adapter, merge, save_adapter, split, warm_start
+from trainer.export.peft_layout import write_adapters
+from trainer.models.adapters import attach, is_adapter, merge, split, warm_start
 from trainer.models.freeze import count_parameters, describe, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
 from trainer.models.tuning import Tuning
@@ -207,20 +208,35 @@ def test_a_frozen_tower_keeps_no_graph_and_one_with_an_adapter_does():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_peft_loads_what_is_written_onto_the_frozen_weights(kind, tmp_path):
-    model, train = trained(kind), tunings(kind)
-    base, tensors = split(model.state_dict(), train)
-    assert tensors.keys() == set(ADAPTED)
+def test_plain_peft_loads_what_is_written_onto_what_stands_below(kind, tmp_path):
+    model, train = plain_model(), tunings(kind)
+    train |= {"connector": Tuning.model_validate({kind: {"rank": 2, "alpha": 3}})}
+    attach(model, train)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * torch.randn(parameter.shape) * is_adapter(name)
+    below, tensors = split(model.state_dict())
     again = plain_model(seed=1)
-    again.load_state_dict(base)
-    for name in ADAPTED:
-        save_adapter(name, getattr(again, name), kind, train[name].adapter, tensors[name], tmp_path / name)
-        wrapped = PeftModel.from_pretrained(getattr(again, name), tmp_path / name)
-        assert wrapped.peft_config["default"].r == 4
-        wrapped.save_pretrained(tmp_path / "peft")
-        ours, theirs = (load_file(tmp_path / d / "adapter_model.safetensors") for d in (name, "peft"))
-        assert ours.keys() == theirs.keys()
+    again.load_state_dict(below)
+    assert not logits(again).allclose(logits(model), atol=1e-2)
+    write_adapters(tensors, train, tmp_path / "base", tmp_path / "adapter")
+    again.config = {}  # peft asks it what model this is; ours is a page of the recipe
+    wrapped = PeftModel.from_pretrained(again, tmp_path / "adapter")
+    again.config = model.config
     assert logits(again).equal(logits(model))
+    wrapped.save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "theirs"))
+    assert ours.keys() == theirs.keys()
+
+
+def test_two_kinds_of_adapters_are_not_written_as_one(tmp_path):
+    model = plain_model()
+    attach(model, MIXED)
+    with pytest.raises(ConfigError, match="dora and lora"):
+        write_adapters(split(model.state_dict())[1], MIXED, tmp_path, tmp_path / "out")
+    with pytest.raises(ConfigError, match="there are none"):
+        write_adapters({}, {"connector": Tuning()}, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_page_says_adapters_and_factors_and_comes_back_as_it_was_written(tmp_path):

@@ -2,12 +2,17 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
 import torch
+import yaml
+from idefics2_like import publish
+from peft import PeftModel
+from transformers import Idefics2ForConditionalGeneration
 
 from trainer.export.consolidate import consolidate
 from trainer.models.adapters import is_adapter
@@ -105,3 +110,57 @@ def test_a_run_stops_before_its_first_update_where_a_parameter_gets_no_gradient(
     assert "0 1 of" in done.stdout
     assert "connector.forgotten (1 of 1 ranks)" in done.stdout
     assert not (run_dir / "align" / "checkpoints").exists()
+
+
+TUNE = {
+    "name": "tuned",
+    "stages": [
+        {
+            "name": "tune",
+            "init_from": "backbones",
+            "train": {
+                "language": {"dora": {"rank": 3, "alpha": 3}},
+                "connector": {"dora": {"rank": 2, "alpha": 4}},
+                "vision": {"dora": {"rank": 3, "alpha": 3, "targets": ["q_proj"]}},
+                "new_tokens": 1.0,
+            },
+            "mixture": {"scenes_qa": 1},
+            "loss_on": "answers",
+            "mask": "causal",
+            "global_batch": 2,
+            "micro_batch": 2,
+            "sequence_length": 256,
+            "lr": 1e-2,
+            "steps": 2,
+        }
+    ],
+}
+
+
+def test_adapters_kept_apart_load_by_plain_peft_onto_plain_transformers(prepared, fovea, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(prepared / "data", run / "data")
+    done = fovea("import", publish(tmp_path / "published", "mistral"), run / "backbones")
+    assert done.returncode == 0, done.stderr
+    page = yaml.safe_load((run / "backbones" / "model.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**TUNE, **page}))
+    done = fovea("train", run / "recipe.yaml", "--stage", "tune", "--run", run)
+    assert done.returncode == 0, done.stderr
+
+    base, apart, merged = (tmp_path / name for name in ("base", "apart", "merged"))
+    done = fovea("export", run / "tune", base, "--adapters", apart)
+    assert (done.returncode, "--to idefics2" in done.stderr) == (2, True)
+    trained = open_trained(run / "tune")
+    about = export_trained(trained, base, "idefics2", apart)
+    assert about["max_logit_diff"] < 1e-3
+    export_trained(trained, merged, "idefics2")
+    with_adapter, without = (
+        dict(Idefics2ForConditionalGeneration.from_pretrained(d, dtype=torch.float32).named_parameters())
+        for d in (merged, base)
+    )
+    moved = {n for n in with_adapter if not with_adapter[n].equal(without[n])}
+    assert {n.split(".")[1] for n in moved} == {"vision_model", "connector", "text_model"}
+    loaded = Idefics2ForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    again = PeftModel.from_pretrained(loaded, apart).merge_and_unload()
+    for name, weight in again.named_parameters():
+        torch.testing.assert_close(weight, with_adapter[name])

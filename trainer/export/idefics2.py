@@ -94,14 +94,14 @@ def compare_idefics2(model: AutoregressiveVLM, directory: Path, probe: Batch) ->
     if wrong:
         raise DataError(f"{directory}: reopened, {len(wrong)} weights differ: {', '.join(wrong[:3])}")
     ours = model.logits(probe)
-    logits = theirs(input_ids=probe.input_ids, pixel_values=_pixels(probe), use_cache=False).logits
+    logits = theirs(input_ids=probe.input_ids, pixel_values=pixels_of(probe), use_cache=False).logits
     difference = float((ours - logits).abs().max())
     if not difference <= TOLERANCE * float(ours.abs().max()):
         raise DataError(f"{directory}: transformers' logits differ by {difference:g} from the checkpoint's.")
     return difference
 
 
-def _pixels(probe: Batch) -> torch.Tensor:
+def pixels_of(probe: Batch) -> torch.Tensor:
     """float32[1, 1, 3, H, W] of a batch of one picture, normalised."""
     ((rows, columns),) = probe.grids
     levels = probe.patches.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""LoRA and DoRA beside the linear layers of a module: peft's layers, attached, handed on, merged, written.
+"""LoRA and DoRA beside the linear layers of a module: peft's layers, attached, handed on, merged.
 
 A linear layer `x` with an adapter keeps its own weights, frozen, as `x.base_layer.*`. Beside them stand
 `x.lora_A.default.weight` [rank, in], `x.lora_B.default.weight` [out, rank], and for DoRA
@@ -6,24 +6,24 @@ A linear layer `x` with an adapter keeps its own weights, frozen, as `x.base_lay
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors.torch import save_file
 from torch import nn
 
 from data_pipeline.errors import ConfigError, nearest
-from trainer.models.tuning import Adapter, Kind, Tuning
+from trainer.models.tuning import Adapter, Tuning
 from trainer.models.weights import load_state
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _MAGNITUDE = ".lora_magnitude_vector.default.weight"
+PARTS = {_A: ".lora_A.weight", _B: ".lora_B.weight", _MAGNITUDE: ".lora_magnitude_vector"}
+"""How an adapter's tensors are named in a model -> in peft's files."""
 
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter of that name belongs to an adapter."""
-    return name.endswith((_A, _B, _MAGNITUDE))
+    return name.endswith(tuple(PARTS))
 
 
 def attach(model: nn.Module, train: Mapping[str, Tuning]) -> None:
@@ -35,7 +35,14 @@ def attach(model: nn.Module, train: Mapping[str, Tuning]) -> None:
     for name, tuning in train.items():
         if tuning.adapter is not None:
             part = getattr(model, name)
-            inject_adapter_in_model(_peft_config(name, part, tuning.kind, tuning.adapter), part)
+            config = LoraConfig(
+                r=tuning.adapter.rank,
+                lora_alpha=tuning.adapter.alpha,
+                lora_dropout=tuning.adapter.dropout,
+                use_dora=tuning.kind == "dora",
+                target_modules=_targets(name, part, tuning.adapter),
+            )
+            inject_adapter_in_model(config, part)
 
 
 def warm_start(
@@ -76,42 +83,10 @@ def merge(weights: Mapping[str, torch.Tensor], train: Mapping[str, Tuning]) -> d
     return merged
 
 
-def split(
-    weights: Mapping[str, torch.Tensor], train: Mapping[str, Tuning]
-) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
-    """The frozen weights under a plain model's names, and each module's adapter under its own names."""
-    base = {name.replace(_BASE, "."): t for name, t in weights.items() if not is_adapter(name)}
-    adapters = {
-        module: {
-            name.removeprefix(f"{module}."): t
-            for name, t in weights.items()
-            if is_adapter(name) and name.startswith(f"{module}.")
-        }
-        for module, tuning in train.items()
-        if tuning.adapter
-    }
-    return base, adapters
-
-
-def save_adapter(
-    name: str,
-    part: nn.Module,
-    kind: Kind,
-    adapter: Adapter,
-    tensors: Mapping[str, torch.Tensor],
-    directory: Path,
-) -> None:
-    """adapter_config.json and adapter_model.safetensors, which peft loads onto the plain module `part`."""
-    _peft_config(name, part, kind, adapter).save_pretrained(directory)
-    # Files name no adapter, and the magnitude stands in them without `.weight`.
-    short = {_A: ".lora_A.weight", _B: ".lora_B.weight", _MAGNITUDE: ".lora_magnitude_vector"}
-    named = {
-        f"base_model.model.{key.removesuffix(ending)}{written}": tensor.contiguous()
-        for key, tensor in tensors.items()
-        for ending, written in short.items()
-        if key.endswith(ending)
-    }
-    save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+def split(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What stands below the adapters, under a plain model's names; and the adapters' own tensors."""
+    below = {name.replace(_BASE, "."): t for name, t in weights.items() if not is_adapter(name)}
+    return below, {name: t for name, t in weights.items() if is_adapter(name)}
 
 
 def _merged_weight(
@@ -123,16 +98,6 @@ def _merged_weight(
     if length is None:
         return moved
     return moved * (length / torch.linalg.vector_norm(moved, dim=1))[:, None]
-
-
-def _peft_config(name: str, part: nn.Module, kind: Kind, adapter: Adapter) -> LoraConfig:
-    return LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        use_dora=kind == "dora",
-        target_modules=_targets(name, part, adapter),
-    )
 
 
 def _targets(name: str, part: nn.Module, adapter: Adapter) -> list[str]:
