@@ -135,7 +135,7 @@ def write_recipe(run: Path) -> None:
             {
                 "name": s,
                 "steps": 150,
-                "train": {"connector": 1.0, "language": 0.1},
+                "train": {"connector": 1.0, "language": {"dora": {"rank": 8}, "lr": 0.1}},
                 "mixture": {"scenes": 2, "pages": 1},
             }
             for s in STAGES
@@ -196,6 +196,7 @@ def test_all_stages_appear_with_their_curves_and_scores(page):
         "yes/no",
         "up to 64 pixels",
         "8 min 32 s",
+        "connector, language (dora)",
     ):
         assert found in page
 

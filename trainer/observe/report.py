@@ -8,6 +8,7 @@ import re
 import shlex
 import statistics
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def _stage_row(stage: StageRecord, colour: int) -> dict[str, Any]:
     return {
         "name": stage.name,
         "colour": colour,
-        "train": ", ".join(map(str, _dict(stage.spec.get("train")))) or wording.MISSING,
+        "train": ", ".join(starmap(_trained, _dict(stage.spec.get("train")).items())) or wording.MISSING,
         "mixture": ", ".join(map(str, _dict(stage.spec.get("mixture")))) or wording.MISSING,
         "done": steps[-1]["step"] if steps else 0,
         "planned": stage.spec.get("steps"),
@@ -162,6 +163,12 @@ def _stage_row(stage: StageRecord, colour: int) -> dict[str, Any]:
         "rate": wording.compact(statistics.median(rates)) if rates else wording.MISSING,
         "time": wording.duration(_total(steps, "step_s")) if steps else wording.MISSING,
     }
+
+
+def _trained(module: str, how: Any) -> str:
+    """A module, with the kind of its adapter where it has one."""
+    kind = next((k for k in ("lora", "dora") if k in _dict(how)), None)
+    return f"{module} ({kind})" if kind else str(module)
 
 
 def _loss_charts(stages: list[StageRecord]) -> list[tuple[str, Markup]]:
