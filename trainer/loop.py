@@ -41,8 +41,6 @@ def train_step(run: Run) -> Metrics:
     """
     stage, engine, world = run.stage, run.engine, run.world
     step = run.state.step
-    # Whatever is random in a step depends on its number alone, so a resumed run draws the same.
-    torch.manual_seed((run.recipe.seed * 1_000_003 + step) * 65_537 + world.rank)
     lr = stage.lr * lr_factor(
         step,
         steps=stage.steps,
@@ -59,6 +57,8 @@ def train_step(run: Run) -> Metrics:
     # DeepSpeed divides by accumulation and averages over ranks; undo both, divide by the targets of all.
     scale = world.size * run.accumulation / max(1.0, targets)
     total = torch.zeros((), device=world.device)
+    # Whatever is random in a step depends on its number alone, so a resumed run draws the same.
+    torch.manual_seed((run.recipe.seed * 1_000_003 + step) * 65_537 + world.rank)
     for i, batch in enumerate(batches):
         loss = engine(batch.to(world.device))
         engine.backward(loss * scale)

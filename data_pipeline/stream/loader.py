@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Generator
 from torch.utils.data import DataLoader
 
 from data_pipeline.batch import Batch
@@ -217,6 +218,8 @@ class Stream:
             sampler=items(),
             collate_fn=_as_it_is,
             num_workers=self._workers,
+            # Its first draw shall not be one of the step's: a resumed run would have other noise there.
+            generator=Generator(),
             **options,
         )
         made = iter(loader)
