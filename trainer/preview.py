@@ -18,7 +18,7 @@ from data_pipeline.stream.show.page import Origin, PackedRow, Step, rows_page
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.config import Recipe, Stage
 from trainer.explain import stream_before
-from trainer.models.masks import MaskKind, allowed, dense_mask
+from trainer.models.masks import MaskKind, allowed, dense_mask, full_blocks
 from trainer.stage_stream import rendering_of
 
 
@@ -89,6 +89,7 @@ def _packed(
 def _mask(batch: Batch, row: int, kind: MaskKind) -> np.ndarray:
     """bool[T, T], by the predicate that the model attends by."""
     only = slice(row, row + 1)
-    see = allowed(batch.document_ids[only], batch.image_ids[only], kind)
+    blocks = full_blocks(kind, batch.image_ids[only], batch.labels[only])
+    see = allowed(batch.document_ids[only], blocks)
     mask: np.ndarray = dense_mask(see, 1, batch.input_ids.shape[1], "cpu")[0, 0].numpy()
     return mask

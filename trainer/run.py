@@ -85,6 +85,7 @@ def build_run(
 
     datasets = open_datasets(recipe, run_dir)
     model, tokenizer = load_parts(recipe.model, run_dir / recipe.backbones.path, stage.mask)
+    model.neftune_alpha = stage.neftune_alpha
     fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
 
     stage_dir = run_dir / stage.name

@@ -113,6 +113,7 @@ class Chat:
             input_ids=rendered.input_ids.tolist(),
             image_ids=rendered.image_ids.tolist(),
             pictures=pictures,
+            written=rendered.loss.tolist(),
         )
         return made, self.tokenizer.eos_id if sample.kind == "caption" else self.tokenizer.end_id
 

@@ -33,6 +33,7 @@ stages:
     init_from: backbones
     train: {connector: 1.0, new_tokens: 1.0}
     mixture: {scenes_alt: 1, scenes_dense: 1}
+    neftune_alpha: 5
     steps: 12
   - name: instruct
     init_from: align

@@ -1,5 +1,7 @@
 """Greedy decoding with a cache and padding, against decoding one prompt by whole forward passes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def make_model(mask="image_full", **language):
     return build_model(config, Idefics2VisionTransformer(vision), lm, mask)
 
 
-def prompt(text, *seeds):
+def prompt(text, *seeds, written=()):
     ids, flags = [], []
     for number, _ in enumerate(seeds, start=1):
         ids += [START, IMAGE, IMAGE, IMAGE, IMAGE, END]
@@ -53,6 +55,7 @@ def prompt(text, *seeds):
         input_ids=ids + text,
         image_ids=flags + [0] * len(text),
         pictures=[picture(s, (3, 4 if s % 2 else 2)) for s in seeds],
+        written=[False] * len(ids) + [t in written for t in text] if written else (),
     )
 
 
@@ -64,12 +67,15 @@ def picture(seed, grid):
 def slowly(model, one, steps):
     """Greedy tokens by a whole forward pass each: no cache, no padding, no batch."""
     ids, flags, out = list(one.input_ids), list(one.image_ids), []
+    written = list(one.written) or [False] * len(ids)
     patches, patch_index = flat(one.pictures, IMAGE_SPEC)
     for _ in range(steps):
         input_ids = torch.tensor([ids])
         batch = Batch(
             input_ids=input_ids,
-            labels=torch.full_like(input_ids, -100),
+            labels=torch.tensor(
+                [[i if w else -100 for i, w in zip(ids[1:], written[1:], strict=True)] + [0]]
+            ),
             positions=torch.arange(len(ids))[None],
             document_ids=torch.ones_like(input_ids),
             image_ids=torch.tensor([flags]),
@@ -78,7 +84,7 @@ def slowly(model, one, steps):
             grids=tuple(p.grid for p in one.pictures),
         )
         out.append(int(model.logits(batch)[0, -1].argmax()))
-        ids, flags = [*ids, out[-1]], [*flags, 0]
+        ids, flags, written = [*ids, out[-1]], [*flags, 0], [*written, True]
     return out
 
 
@@ -88,10 +94,11 @@ PROMPTS = [
     prompt([5, 6], 2, 3),
     prompt([7, 8, 9, 10, 11, 12]),
     prompt([3], 4),
+    prompt([1, 2, 13, 14, 5, 6, 15, 7, 8], 5, written=(13, 14, 15)),  # two answers, the third is due
 ]
 
 
-@pytest.mark.parametrize("mask", ["causal", "image_full"])
+@pytest.mark.parametrize("mask", ["causal", "image_full", "prefix_full"])
 @pytest.mark.parametrize("reach", [None, 4])
 def test_a_batch_gives_what_whole_passes_give_one_by_one(mask, reach):
     model = make_model(mask, sliding_window=reach)
@@ -108,6 +115,16 @@ def test_the_image_and_the_mask_matter():
 
     assert run("causal", 1) != run("causal", 5)
     assert run("causal", 1) != run("image_full", 1)
+    assert run("image_full", 1) != run("prefix_full", 1)
+
+
+def test_a_prompt_is_read_whole_but_for_the_answers_in_it():
+    """Under prefix_full: told who wrote what, the cached continuation is the uncached one; else it is not."""
+    model, one = make_model("prefix_full"), PROMPTS[-1]
+    told = generate(model, [one], max_new_tokens=12, eos_id=None, pad_id=0)
+    untold = dataclasses.replace(one, written=())
+    assert told == [slowly(model, one, 12)]
+    assert told != generate(model, [untold], max_new_tokens=12, eos_id=None, pad_id=0)
 
 
 def test_it_ends_at_the_end_token_and_stops_early():
@@ -135,6 +152,8 @@ def test_prompts_that_do_not_fit_are_refused():
         Prompt(input_ids=[1, 2], image_ids=[0])
     with pytest.raises(ValueError, match="at least one token"):
         Prompt(input_ids=[], image_ids=[])
+    with pytest.raises(ValueError, match="of 1 who wrote"):
+        Prompt(input_ids=[1, 2], image_ids=[0, 0], written=[True])
     short = Prompt(
         input_ids=PROMPTS[0].input_ids[2:],
         image_ids=PROMPTS[0].image_ids[2:],

@@ -1,4 +1,4 @@
-"""Masks, splice, connectors, loss, freezing and backbones, each against a slow or foreign truth."""
+"""Splice, connectors, freezing and backbones, each against a slow or foreign truth."""
 
 import itertools
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import create_mask
 from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
 from transformers.models.idefics2.modeling_idefics2 import (
     Idefics2VisionEmbeddings,
@@ -18,37 +17,11 @@ from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
 from trainer.models.connector import build_connector, fold
 from trainer.models.freeze import freeze, parameter_groups
 from trainer.models.language import load_language, window
-from trainer.models.loss import target_loss, token_loss
-from trainer.models.masks import allowed, dense_mask
 from trainer.models.splice import splice
 from trainer.models.vision import ATTENTION, load_vision, patch_features, position_ids, save_vision
 
 IMAGE = ImageSpec(longest_edge=32, patch=8)
-DOCUMENTS = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0], [1, 2, 2, 2, 2, 2, 2, 0, 0, 0]])
 IMAGES = torch.tensor([[0, 1, 1, 0, 0, 2, 2, 0, 0, 0], [0, 3, 3, 4, 4, 0, 0, 0, 0, 0]])
-
-
-@pytest.mark.parametrize("kind", ["causal", "image_full"])
-@pytest.mark.parametrize("reach", [None, 2])
-def test_mask_equals_a_triple_loop_and_fits_block_masks(kind, reach):
-    rows, length = DOCUMENTS.shape
-    see = allowed(DOCUMENTS, IMAGES, kind, reach)
-    dense = dense_mask(see, rows, length, "cpu")
-    assert dense.shape == (rows, 1, length, length)
-    for b, q, k in itertools.product(range(rows), range(length), range(length)):
-        document, image = DOCUMENTS[b].tolist(), IMAGES[b].tolist()
-        before = k <= q and (reach is None or q - k < reach)
-        same_image = kind == "image_full" and image[q] == image[k] != 0
-        want = q == k or (document[q] == document[k] != 0 and (before or same_image))
-        assert bool(dense[b, 0, q, k]) == want, (b, q, k)
-    assert dense.any(-1).all()
-    assert create_mask(see, rows, 1, length, length, device="cpu").equal(dense)
-    assert dense_mask(see, rows, length, "cpu", first_query=7).equal(dense[:, :, 7:])
-
-
-def test_unknown_mask_is_refused():
-    with pytest.raises(ValueError, match="image_full"):
-        allowed(DOCUMENTS, IMAGES, "full")
 
 
 def test_splice_puts_each_feature_at_its_place():
@@ -134,32 +107,6 @@ def test_perceiver_reads_an_images_own_patches_and_tells_latents_apart():
     (got,) = torch.autograd.grad(out[1].sum(), features)
     assert got.any(-1).equal(index[:, 0] == 1)
     assert not torch.allclose(out[0, 0], out[0, 1])
-
-
-def test_summed_loss_equals_torch_and_selecting_targets_changes_nothing():
-    torch.manual_seed(0)
-    head = nn.Linear(8, 11)
-    hidden = torch.randn(2, 5, 8, requires_grad=True)
-    labels = torch.tensor([[-100, 3, -100, 0, 10], [-100, -100, 1, 1, -100]])
-    total, count = target_loss(hidden, labels, head)
-    want = F.cross_entropy(head(hidden).flatten(0, 1), labels.flatten(), reduction="sum")
-    torch.testing.assert_close(total, want)
-    assert int(count) == 5
-    got = torch.autograd.grad(total, [hidden, head.weight])
-    for g, w in zip(got, torch.autograd.grad(want, [hidden, head.weight]), strict=True):
-        torch.testing.assert_close(g, w)
-    half, _ = token_loss(head(hidden).bfloat16(), labels)
-    assert half.dtype == torch.float32
-
-
-def test_without_targets_the_loss_is_zero_with_a_graph():
-    head = nn.Linear(8, 11)
-    hidden = torch.randn(2, 5, 8, requires_grad=True)
-    total, count = target_loss(hidden, torch.full((2, 5), -100), head)
-    assert (total.item(), int(count)) == (0.0, 0)
-    total.backward()
-    assert head.weight.grad.equal(torch.zeros_like(head.weight))
-    assert hidden.grad.equal(torch.zeros_like(hidden))
 
 
 class Parts(nn.Module):

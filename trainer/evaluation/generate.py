@@ -18,17 +18,25 @@ from trainer.models.masks import dense_mask
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is to continue. `image_ids` counts from 1 within the prompt; 0 is text."""
+    """What a model is to continue. `image_ids` counts from 1 within the prompt; 0 is text.
+
+    `written` marks the tokens that are the model's own, answers to earlier questions; empty means none.
+    """
 
     input_ids: list[int]
     image_ids: list[int]
     pictures: Sequence[Picture] = ()  # one for each image id
+    written: Sequence[bool] = ()
 
     def __post_init__(self) -> None:
         if not self.input_ids or len(self.input_ids) != len(self.image_ids):
             raise ValueError(
                 f"a prompt has {len(self.input_ids)} input_ids and {len(self.image_ids)} image_ids; "
                 "give one image id per token, and at least one token"
+            )
+        if len(self.written) not in (0, len(self.input_ids)):
+            raise ValueError(
+                f"a prompt has {len(self.input_ids)} input_ids and says of {len(self.written)} who wrote them"
             )
 
 
@@ -65,7 +73,9 @@ def _decode(
     # The mask's predicate is laid out over prompt and continuation at once; a step reads its row of it.
     later = torch.ones(rows, max_new_tokens, dtype=torch.int64, device=device)
     see = model.see(
-        torch.cat([batch.document_ids, later], dim=1), torch.cat([batch.image_ids, 0 * later], dim=1)
+        torch.cat([batch.document_ids, later], dim=1),
+        torch.cat([batch.image_ids, 0 * later], dim=1),
+        torch.cat([batch.labels, later], dim=1),
     )
     # Without a config the cache keeps every key: a sliding window is the predicate's affair.
     cache = DynamicCache()
@@ -94,6 +104,14 @@ def _until(tokens: list[int], eos_id: int | None) -> list[int]:
     return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
 
 
+def _labels(prompt: Prompt) -> list[int]:
+    """As in training: the last position predicts, and so do those before the model's own tokens."""
+    written = prompt.written or [False] * len(prompt.input_ids)
+    after = zip(prompt.input_ids[1:], written[1:], strict=True)
+    # Which token follows the prompt is to be found; the mask asks only whether it is a target.
+    return [token if mine else IGNORE for token, mine in after] + [0]
+
+
 def _pad_left(model: AutoregressiveVLM, prompts: Sequence[Prompt], pad_id: int) -> Batch:
     """One row per prompt, all ending at the same position, so that each step adds one position to all."""
     longest = max(len(p.input_ids) for p in prompts)
@@ -110,7 +128,7 @@ def _pad_left(model: AutoregressiveVLM, prompts: Sequence[Prompt], pad_id: int) 
     patches, patch_index = flat(pictures, model.config.image)
     return Batch(
         input_ids=input_ids,
-        labels=torch.full_like(input_ids, IGNORE),
+        labels=left([_labels(p) for p in prompts], IGNORE),
         positions=left([range(len(p.input_ids)) for p in prompts], 0),
         document_ids=left([[1] * len(p.input_ids) for p in prompts], PAD_DOCUMENT),
         image_ids=left(image_ids, 0),

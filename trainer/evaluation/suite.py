@@ -223,6 +223,7 @@ def _prompt(item: Item, blind: bool) -> Prompt:
         input_ids=item.tokens.input_ids.tolist(),
         image_ids=item.tokens.image_ids.tolist(),
         pictures=item.other if blind else item.pictures,
+        written=item.tokens.loss.tolist(),
     )
 
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, PreTrainedModel
 
 from data_pipeline.batch import Batch
 from trainer.models.config import Model
 from trainer.models.language import window
 from trainer.models.loss import target_loss
-from trainer.models.masks import MaskKind, Predicate, allowed, dense_mask
+from trainer.models.masks import MaskKind, Predicate, allowed, full_blocks, mask_of
+from trainer.models.neftune import noisy
 from trainer.models.splice import splice
 from trainer.models.vision import patch_features
 
@@ -63,6 +65,8 @@ class AutoregressiveVLM(nn.Module):
         self.config = config
         self.mask: MaskKind = mask
         """A stage may set it: who sees whom (trainer/models/masks.py)."""
+        self.neftune_alpha = 0.0
+        """A stage may set it: noise on the embeddings of text while training (trainer/models/neftune.py)."""
         self.vision = vision
         self.connector = connector
         self.language = language
@@ -96,6 +100,8 @@ class AutoregressiveVLM(nn.Module):
         seen = patch_features(self.vision, patches, patch_index, grids)
         features = self.connector(seen, patch_index, grids)
         text = self.embed_text(batch.input_ids)
+        if self.training and self.neftune_alpha:
+            text = noisy(text, batch.document_ids, self.neftune_alpha)  # visual positions are replaced below
         if text_only:
             # The graph reaches each parameter of tower and connector, with gradients of exactly zero.
             text = text + (features * 0).sum()
@@ -109,24 +115,25 @@ class AutoregressiveVLM(nn.Module):
         new = self.new_tokens((input_ids - self.vocabulary).clamp(min=0))
         return torch.where((input_ids > last)[..., None], new, text)
 
-    def see(self, document_ids: torch.Tensor, image_ids: torch.Tensor) -> Predicate:
+    def see(self, document_ids: torch.Tensor, image_ids: torch.Tensor, labels: torch.Tensor) -> Predicate:
         """Who sees whom, by this model's mask and its language model's window."""
-        return allowed(document_ids, image_ids, self.mask, window(self.language))
+        return allowed(document_ids, full_blocks(self.mask, image_ids, labels), window(self.language))
 
     def decode(
         self,
         embeddings: torch.Tensor,
-        mask: torch.Tensor,
+        mask: torch.Tensor | BlockMask,
         positions: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """embeddings [B, Q, D], mask bool[B, 1, Q, T], positions int64[B, Q] -> last hidden states [B, Q, D].
+        """embeddings [B, Q, D], mask [B, 1, Q, T], positions int64[B, Q] -> last hidden states [B, Q, D].
 
-        Q is T, or where `cache` holds what stood before, the number of new positions.
+        The mask is dense (bool) or FlexAttention's, one for all layers. Q is T, or where `cache` holds what
+        stood before, the number of new positions.
         """
         return self.language.base_model(
             inputs_embeds=embeddings,
-            attention_mask=mask,  # four dimensions: transformers passes it to SDPA untouched
+            attention_mask=mask,  # four dimensions: transformers passes it to attend_under_mask as it is
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -149,8 +156,8 @@ class AutoregressiveVLM(nn.Module):
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         rows, length = batch.input_ids.shape
-        see = self.see(batch.document_ids, batch.image_ids)
-        mask = dense_mask(see, rows, length, batch.input_ids.device)
+        see = self.see(batch.document_ids, batch.image_ids, batch.labels)
+        mask = mask_of(see, rows, length, batch.input_ids.device)
         return self.decode(self.embed(batch), mask, batch.positions)
 
     def _blank(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:

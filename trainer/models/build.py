@@ -4,11 +4,12 @@ from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.stream.tokens import Tokenizer
+from trainer.models.attention import ATTENTION as UNDER_MASK
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.connector import build_connector
 from trainer.models.masks import MaskKind
-from trainer.models.vision import ATTENTION
+from trainer.models.vision import ATTENTION as WITHIN_IMAGES
 
 
 def build_model(
@@ -29,7 +30,8 @@ def build_model(
             f"model.image.patch is {config.image.patch} pixels, but the vision tower was made for patches "
             f"of {patch}.\n  Set model.image.patch={patch}, or use another tower."
         )
-    vision.set_attn_implementation(ATTENTION)
+    vision.set_attn_implementation(WITHIN_IMAGES)
+    language.set_attn_implementation(UNDER_MASK)
     match config.architecture:
         case "autoregressive":
             connector = build_connector(

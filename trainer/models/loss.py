@@ -7,8 +7,12 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from data_pipeline.batch import IGNORE
+
+CHUNK = 1024
+"""Positions whose logits exist at one time, at most: 128 MiB in fp32 at a vocabulary of 32k."""
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,15 +27,32 @@ def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 def target_loss(
-    hidden: torch.Tensor, labels: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor]
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden [B, T, D], labels int64[B, T] -> as token_loss, with logits at target positions only.
+    """hidden [B, T, D], labels int64[B, T] -> as token_loss, with logits of at most `chunk` targets at once.
 
-    Prompts, visual tokens and padding would fill memory with fp32 logits that nothing reads. `head` is
-    called exactly once, on one position more than there are targets (its label is IGNORE): where ranks
-    share the head's weights, a rank without a target has to call it too.
+    Prompts, visual tokens and padding would fill memory with fp32 logits that nothing reads, so targets are
+    gathered first, then cut into equal chunks; the backward pass makes the logits of each again. `head` is
+    called once for every `chunk` positions of B x T, however many of them are targets: where ranks share the
+    head's weights, they have to call it equally often, a rank without a target too.
     """
     flat = labels.flatten()
-    at = F.pad((flat != IGNORE).nonzero().squeeze(1), (0, 1))
-    targets = F.pad(flat[at[:-1]], (0, 1), value=IGNORE)
-    return token_loss(head(hidden.flatten(0, 1)[at]), targets)
+    targets = (flat != IGNORE).nonzero().squeeze(1)
+    chunks = -(-len(flat) // chunk)
+    size = max(1, -(-len(targets) // chunks))
+    filling = (0, chunks * size - len(targets))
+    read = hidden.flatten(0, 1)[F.pad(targets, filling)].unflatten(0, (chunks, size)).unbind()
+    wanted = F.pad(flat[targets], filling, value=IGNORE).unflatten(0, (chunks, size)).unbind()
+
+    def piece(read: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return token_loss(head(read), wanted)[0]
+
+    # The backward pass begins with the last chunk: what it needs has just been made.
+    sums = [
+        checkpoint(piece, *pair, use_reentrant=False) for pair in zip(read[:-1], wanted[:-1], strict=True)
+    ]
+    sums.append(piece(read[-1], wanted[-1]))
+    return torch.stack(sums).sum(), torch.tensor(len(targets), device=hidden.device)
