@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,10 +17,10 @@ BIN = Path(sys.executable).parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def commands() -> list[str]:
-    """Lines of the README's console blocks, without comments."""
+def commands(page: str = "README.md") -> list[str]:
+    """Lines of a page's console blocks, without comments."""
     inside, lines = False, []
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         if line.startswith("```"):
             inside = line.startswith("```console")
         elif inside:
@@ -69,12 +70,25 @@ def test_the_readme_shows_the_two_commands_first():
     assert commands()[:2] == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("fovea ") and "--data" not in c])
-def test_a_command_of_the_readme_runs(line, home):
+def run(line: str, home: Path) -> str:
     done = subprocess.run(
         [str(BIN / "fovea"), *shlex.split(line)[1:]], cwd=home, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("fovea ") and "--data" not in c])
+def test_a_command_of_the_readme_runs(line, home):
+    run(line, home)
+
+
+@pytest.mark.parametrize("line", commands("docs/stream.md"))
+def test_a_command_of_the_guide_to_the_stream_runs_and_gives_what_it_shows(line, home):
+    page = (ROOT / "docs" / "stream.md").read_text(encoding="utf-8")
+    shown = re.search(rf"{re.escape(line)}\n```\n\n```text\n(.+?)\n```", page, re.DOTALL)
+    printed = run(line, home).splitlines()
+    assert not shown or shown[1].splitlines() == printed[: len(shown[1].splitlines())]
 
 
 def test_the_demo_runs_on_a_folder_of_documents(home):
