@@ -18,7 +18,7 @@ from torch import nn
 from data_pipeline.errors import ConfigError
 from trainer.config import dump_recipe, load_recipe
 from trainer.distributed import World
-from trainer.export.peft_layout import write_adapters
+from trainer.export.peft_layout import idefics2_layer, write_adapters
 from trainer.models.adapters import attach, is_adapter, merge, split, warm_start
 from trainer.models.freeze import count_parameters, describe, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
@@ -227,6 +227,13 @@ def test_plain_peft_loads_what_is_written_onto_what_stands_below(kind, tmp_path)
     wrapped.save_pretrained(tmp_path / "theirs")
     ours, theirs = (load_file(tmp_path / d / "adapter_model.safetensors") for d in ("adapter", "theirs"))
     assert ours.keys() == theirs.keys()
+
+
+def test_layers_of_an_idefics2_have_its_names_and_its_longer_head_is_refused():
+    query = "connector.layers.0.query"
+    assert idefics2_layer(query) == "model.connector.perceiver_resampler.layers.0.self_attn.q_proj"
+    with pytest.raises(ConfigError, match="lm_head cannot be written apart"):
+        idefics2_layer("language.lm_head")
 
 
 def test_two_kinds_of_adapters_are_not_written_as_one(tmp_path):

@@ -14,9 +14,11 @@ from idefics2_like import publish
 from peft import PeftModel
 from transformers import Idefics2ForConditionalGeneration
 
+from data_pipeline.errors import DataError
 from trainer.export.consolidate import consolidate
+from trainer.export.peft_layout import compare_adapters
 from trainer.models.adapters import is_adapter
-from trainer.trained import export_trained, open_trained
+from trainer.trained import _probe, export_trained, open_trained
 
 ADAPTERS = {
     "align": "{connector: 1, new_tokens: 1, vision: {dora: {rank: 2}}, language: {lora: {rank: 3}, lr: 0.5}}",
@@ -153,6 +155,9 @@ def test_adapters_kept_apart_load_by_plain_peft_onto_plain_transformers(prepared
     trained = open_trained(run / "tune")
     about = export_trained(trained, base, "idefics2", apart)
     assert about["max_logit_diff"] < 1e-3
+    probe = _probe(trained.recipe, trained.tokenizer)
+    with pytest.raises(DataError, match="peft's logits differ"):
+        compare_adapters(trained.model.logits(probe).detach() + 1, base, apart, probe)
     export_trained(trained, merged, "idefics2")
     with_adapter, without = (
         dict(Idefics2ForConditionalGeneration.from_pretrained(d, dtype=torch.float32).named_parameters())
