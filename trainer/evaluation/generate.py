@@ -71,6 +71,7 @@ def _decode(
     rows, length = batch.input_ids.shape
     device = batch.input_ids.device
     # The mask's predicate is laid out over prompt and continuation at once; a step reads its row of it.
+    # What is new has nothing ahead of it, whatever its label.
     later = torch.ones(rows, max_new_tokens, dtype=torch.int64, device=device)
     see = model.see(
         torch.cat([batch.document_ids, later], dim=1),
@@ -105,11 +106,10 @@ def _until(tokens: list[int], eos_id: int | None) -> list[int]:
 
 
 def _labels(prompt: Prompt) -> list[int]:
-    """As in training: the last position predicts, and so do those before the model's own tokens."""
+    """As in training, a label before each token of the model's own."""
     written = prompt.written or [False] * len(prompt.input_ids)
     after = zip(prompt.input_ids[1:], written[1:], strict=True)
-    # Which token follows the prompt is to be found; the mask asks only whether it is a target.
-    return [token if mine else IGNORE for token, mine in after] + [0]
+    return [token if mine else IGNORE for token, mine in after] + [IGNORE]
 
 
 def _pad_left(model: AutoregressiveVLM, prompts: Sequence[Prompt], pad_id: int) -> Batch:
