@@ -135,7 +135,7 @@ def test_ranks_with_and_without_images_stay_together(tmp_path, connector, traine
         for rank in range(2)
     ]
     try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
+        codes = [rank.wait(timeout=240) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -119,12 +119,13 @@ def test_a_process_that_is_killed_from_outside_costs_no_page_but_the_run():
 
 
 def test_what_is_left_unread_leaves_nothing_for_the_next_file_and_no_process():
+    before = {p.pid for p in psutil.Process().children()}  # of tests before this one
     items = read_pdf(laughing((), 3), "a.pdf", source="s", options=QUICK)
     next(items)
     items.close()
     assert [i.sample.text for i in read(laughing((), 1))] == ["Page 0 is sound."]
     mine = [p for p in psutil.Process().children() if "pdf_apart" in " ".join(p.cmdline())]
-    assert len(mine) == 1
+    assert len({p.pid for p in mine} - before) <= 1
 
 
 def test_a_build_with_such_a_page_ends_and_counts_it(tmp_path):

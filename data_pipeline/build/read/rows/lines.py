@@ -16,6 +16,7 @@ from data_pipeline.build.read.rows.row import MAX_ROW, Row, Unit, broken, mappin
 NUMBERED = (
     8 * 2**20
 )  # lines of larger files are named by their offset: to count them means to read all before
+_MAX_FIELD = 2**17  # characters of one cell of a table
 _SKIP = 2**20
 _MAX_SKIPPED = 2**30  # a "line" that goes on longer is no line: the rest of the file is given up
 _BOM = b"\xef\xbb\xbf"
@@ -61,6 +62,7 @@ def separated_values(tree: Tree, unit: Unit, max_row: int = MAX_ROW) -> Iterator
     """CSV or TSV whose first line names the columns; part k of n takes every n-th row."""
     file, n, line = unit.file, -1, 0
     delimiter = "\t" if file.lower().endswith(".tsv") else ","
+    csv.field_size_limit(_MAX_FIELD)  # of the whole process: another reader may have set its own
     with tree.open(file) as f:
         reader = csv.DictReader(io.TextIOWrapper(f, encoding="utf-8-sig", newline=""), delimiter=delimiter)
         try:
