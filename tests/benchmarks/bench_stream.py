@@ -173,12 +173,13 @@ def dataloader(work: Work, usual: bool = False) -> Counts:
 def padded(pieces: Sequence[Piece]) -> dict[str, torch.Tensor]:
     """A batch as it is without packing: a piece a row, padded to the longest, and pictures to the largest."""
     pictures = [picture for _, found in pieces for picture in found]
-    largest = max((len(p.patches) for p in pictures), default=0)
+    largest = max((rows * columns for rows, columns in (p.grid for p in pictures)), default=0)
     patches = np.zeros((len(pictures), largest, 3, SPEC.patch, SPEC.patch), dtype=np.uint8)
     there = np.zeros((len(pictures), largest), dtype=np.bool_)
     for n, picture in enumerate(pictures):
-        patches[n, : len(picture.patches)] = picture.patches
-        there[n, : len(picture.patches)] = True
+        rows, columns = picture.grid
+        patches[n, : rows * columns].reshape(picture.blocks.shape)[:] = picture.blocks  # copied once, as ours
+        there[n, : rows * columns] = True
     return texts(pieces) | {"pictures": torch.from_numpy(patches), "there": torch.from_numpy(there)}
 
 
