@@ -23,8 +23,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2
 
 lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -20,7 +20,6 @@ from transformers import AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import mistral_like
-
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.chat import render

@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
-import mistral_like
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mistral_like
 from data_pipeline.errors import ConfigError
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream import fit as f

@@ -9,12 +9,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import mistral_like
 import pytest
 import tokenizers
 from PIL import Image
 from transformers import AutoTokenizer, Idefics2ImageProcessorPil, Idefics2Processor
 
+import mistral_like
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.chat import Rendered, Unusable, Variant, prompt, render

@@ -4,10 +4,10 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-import mistral_like
 import pytest
 from transformers import AutoTokenizer
 
+import mistral_like
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.chat import Variant, render

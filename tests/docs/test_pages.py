@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from data_pipeline.build.recipe import load_build
 from documentation import (
     BLOCKS,
     COMMANDS,
@@ -17,8 +19,6 @@ from documentation import (
     anchors,
     text_of,
 )
-
-from data_pipeline.build.recipe import load_build
 from trainer.cli import _parser
 from trainer.config import load_recipe
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from documentation import (
     BLOCKS,
     COMMAND,
@@ -16,8 +18,6 @@ from documentation import (
     Block,
     commands,
 )
-from PIL import Image
-
 from trainer.cli import main
 
 RUN = ("docs/data.md", "docs/curation.md")

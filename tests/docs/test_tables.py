@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
-from documentation import BLOCKS, ROOT, text_of
 from pydantic import BaseModel
 
 from data_pipeline import errors
@@ -26,6 +25,7 @@ from data_pipeline.build.recipe import RECIPES, BuildRecipe, ScenesSource, Sourc
 from data_pipeline.build.slurm import SlurmConfig
 from data_pipeline.build.synthesize.source import KeepLimits, SyntheticSource
 from data_pipeline.sample import SCHEMA
+from documentation import BLOCKS, ROOT, text_of
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
 from trainer.evaluation.config import Evaluation

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mistral_like
 import torch
 from PIL import Image
 from transformers import (
@@ -18,6 +17,7 @@ from transformers import (
     Idefics2Processor,
 )
 
+import mistral_like
 from data_pipeline.batch import IGNORE, Batch
 from data_pipeline.sample import Sample
 from data_pipeline.stream.chat import prompt

@@ -6,15 +6,15 @@ import socket
 import subprocess
 import sys
 
-import adapted
 import pytest
 import torch
-from adapted import LR, MIXED, RANKS, RESUMED, STEPS, adapted_model, batch, plain_model, tunings
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 
+import adapted
+from adapted import LR, MIXED, RANKS, RESUMED, STEPS, adapted_model, batch, plain_model, tunings
 from data_pipeline.errors import ConfigError
 from trainer.config import dump_recipe, load_recipe
 from trainer.distributed import World

@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 import yaml
-from idefics2_like import publish
 from peft import PeftModel
 from transformers import Idefics2ForConditionalGeneration
 
 from data_pipeline.errors import DataError
+from idefics2_like import publish
 from trainer.export.consolidate import consolidate
 from trainer.export.peft_layout import compare_adapters
 from trainer.models.adapters import is_adapter

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from idefics2_like import LATENTS, batch_of, our_answer, publish, their_answers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -22,6 +21,7 @@ from transformers import (
 from data_pipeline.errors import DataError
 from data_pipeline.image_spec import PixelShuffle
 from data_pipeline.sample import Media, Sample, Segment
+from idefics2_like import LATENTS, batch_of, our_answer, publish, their_answers
 from trainer.config import Recipe
 from trainer.export.hf import export, load_exported
 from trainer.export.idefics2 import compare_idefics2, export_idefics2

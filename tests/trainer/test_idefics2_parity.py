@@ -4,14 +4,14 @@ import copy
 import json
 from pathlib import Path
 
-import idefics2_like
 import numpy as np
 import pytest
 import torch
-from idefics2_like import IMAGE, LATENTS, batch_of
 from transformers import AutoModelForCausalLM, Idefics2Config, Idefics2ForConditionalGeneration
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
+import idefics2_like
+from idefics2_like import IMAGE, LATENTS, batch_of
 from trainer.export.importing import skeleton
 from trainer.models.autoregressive import NEW_TOKENS
 from trainer.models.build import build_model

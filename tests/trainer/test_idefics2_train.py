@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 import yaml
-from idefics2_like import our_answer, publish, their_answers
 from safetensors.torch import load_file
 
 from data_pipeline.stream.datasets import Datasets
+from idefics2_like import our_answer, publish, their_answers
 from trainer.export.hf import load_exported
 from trainer.trained import export_trained, open_trained
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from packed_rows import VOCABULARY, make_model, pack
 from torch.nn.attention.flex_attention import create_mask
 
 from data_pipeline.batch import IGNORE
 from data_pipeline.errors import ConfigError
+from packed_rows import VOCABULARY, make_model, pack
 from trainer.config import load_recipe
 from trainer.models.attention import attend_under_mask
 from trainer.models.masks import allowed, block_mask, dense_mask, full_blocks, mask_of

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from packed_rows import make_model, pack
 
+from packed_rows import make_model, pack
 from trainer.models.neftune import noisy
 
 DOCUMENTS = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0], [1] + [2] * 10])

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from exactly_once import recipe
 
 from data_pipeline.build.run import build
+from exactly_once import recipe
 
 
 @pytest.fixture

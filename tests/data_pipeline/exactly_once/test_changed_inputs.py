@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from exactly_once import content, half_built, recipe
 
 from data_pipeline.build.executor import LocalExecutor
 from data_pipeline.build.run import build
 from data_pipeline.errors import DataError
 from data_pipeline.view import samples
+from exactly_once import content, half_built, recipe
 
 
 def swap_caption(inputs: Path, a: str = "picture number 3 ", b: str = "PICTURE NUMBER 3 ") -> None:

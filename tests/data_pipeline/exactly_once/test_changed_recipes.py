@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from exactly_once import PHOTOS, content, half_built, recipe, sound
 
 from data_pipeline.build import recipe as recipes
 from data_pipeline.build.run import build
 from data_pipeline.errors import DataError
 from data_pipeline.view import read_exclusions
+from exactly_once import PHOTOS, content, half_built, recipe, sound
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import psutil
 import pytest
 import yaml
-from exactly_once import PHOTOS, SCENES, command, content, page, recipe, sound
 
 from data_pipeline.build.recipe import load_build
 from data_pipeline.build.run import build
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import read_manifest
+from exactly_once import PHOTOS, SCENES, command, content, page, recipe, sound
 
 
 def workers_of(child: subprocess.Popen) -> list[psutil.Process]:

@@ -5,10 +5,10 @@ import random
 from pathlib import Path
 
 import pytest
-from exactly_once import PHOTOS, recipe, sound
 
 from data_pipeline.build.run import build
 from data_pipeline.view import samples
+from exactly_once import PHOTOS, recipe, sound
 
 
 def random_inputs(folder: Path, rng: random.Random, make) -> tuple[set[str], set[bytes]]:

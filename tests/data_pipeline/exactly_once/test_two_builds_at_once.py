@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from exactly_once import command, content, half_built, recipe
 
 from data_pipeline.build.directory import locked
 from data_pipeline.build.executor import Job, LocalExecutor
@@ -17,6 +16,7 @@ from data_pipeline.build.run import build
 from data_pipeline.build.sources import listing, open_reader
 from data_pipeline.build.steps import ReadSources
 from data_pipeline.build.write.shards import WriteShards
+from exactly_once import command, content, half_built, recipe
 
 
 def test_the_second_of_two_builds_is_refused_with_4_and_harms_nothing(inputs, tmp_path):

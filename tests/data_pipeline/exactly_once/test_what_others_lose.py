@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import yaml
-from exactly_once import PHOTOS, page, recipe, sound
 
 from data_pipeline.build.run import build
 from data_pipeline.manifest import read_manifest
 from data_pipeline.view import samples
+from exactly_once import PHOTOS, page, recipe, sound
 
 
 def test_one_large_file_is_divided_among_all_tasks_and_no_line_is_read_twice(inputs, whole):

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from prose import PROSE, run, sample
 
 from data_pipeline.build.filter.config import FilterConfig
 from data_pipeline.build.filter.language import language, language_among
 from data_pipeline.sample import Sample
+from prose import PROSE, run, sample
 
 COCO = Path(__file__).parents[3] / "../shared/realdata/coco_cc/captions.json"
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-from prose import PROSE, run, sample
 
 from data_pipeline.build.filter.config import FilterConfig, Repetition, TextLimits
 from data_pipeline.build.filter.rules import RULES
@@ -11,6 +10,7 @@ from data_pipeline.build.filter.steps import text_steps
 from data_pipeline.build.steps import Dropped
 from data_pipeline.errors import ConfigError
 from data_pipeline.sample import Sample
+from prose import PROSE, run, sample
 
 LISTS = {"common.txt": "the\nharbour", "flagged.txt": "Nasty\n", "spam.txt": "click\nbuy"}
 

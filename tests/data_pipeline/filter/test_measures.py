@@ -7,11 +7,11 @@ import string
 
 import pytest
 from datatrove.pipeline.filters import gopher_repetition_filter as gopher
-from prose import PROSE
 
 from data_pipeline.build.filter import measure
 from data_pipeline.build.filter.language import language
 from data_pipeline.build.filter.rules import english_function_words
+from prose import PROSE
 
 
 def naive_words(text: str) -> list[str]:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-from prose import PROSE, SOUND, run, sample
 
 from data_pipeline.build.filter.config import FilterConfig, Repetition, TextLimits
 from data_pipeline.build.filter.presets import PRESETS, image_limits, notes, resolved, word_files
@@ -12,6 +11,7 @@ from data_pipeline.build.filter.steps import document_steps, text_steps
 from data_pipeline.build.images.limits import ImageLimits
 from data_pipeline.build.steps import Dropped
 from data_pipeline.sample import Sample
+from prose import PROSE, SOUND, run, sample
 
 
 def test_nothing_set_means_no_steps_at_all():

@@ -6,14 +6,14 @@ import pickle
 from pathlib import Path
 
 import pytest
+
+from data_pipeline.manifest import read_manifest
+from data_pipeline.view import samples
 from hostile.documents import crawls, pages, pdfs
 from hostile.images import IMAGES, JPEG, REFERENCES
 from hostile.program import Program, fovea
 from hostile.rows import rows
 from hostile.tars import tars
-
-from data_pipeline.manifest import read_manifest
-from data_pipeline.view import samples
 
 RECIPE = """
 name: hostile

@@ -6,14 +6,13 @@ import pickle
 import shutil
 from pathlib import Path
 
+from data_pipeline.build.look.funnel import balanced, funnel
+from data_pipeline.build.verify import verify
+from data_pipeline.view import samples
 from hostile.images import ESCAPE, IMAGES, KEPT
 from hostile.program import CONTROLS, CPU_SECONDS, PEAK, Program, fovea
 from hostile.rows import rows
 from hostile.tars import tars
-
-from data_pipeline.build.look.funnel import balanced, funnel
-from data_pipeline.build.verify import verify
-from data_pipeline.view import samples
 
 
 def test_nothing_ran_and_nothing_was_written_outside(built):

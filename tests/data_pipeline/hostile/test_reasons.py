@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from hostile.documents import crawls, pages, pdfs
 from hostile.images import IMAGES, KEPT, REFERENCES
 from hostile.rows import rows

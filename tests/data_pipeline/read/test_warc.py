@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from crawls import BLUE, PAGE, RED, page, read, reader, reasons, record, samples, write
 from warcio.archiveiterator import ArchiveIterator
 
+from crawls import BLUE, PAGE, RED, page, read, reader, reasons, record, samples, write
 from data_pipeline.build.read import warc_index
 from data_pipeline.build.read.files import NOT_FETCHED, Tree
 from data_pipeline.build.read.pdf import read_pdf_bytes

@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 
 import pytest
-from crawls import BLUE, MAX_BYTES, PAGE, RED, page, read, reader, reasons, record, samples, write
 
+from crawls import BLUE, MAX_BYTES, PAGE, RED, page, read, reader, reasons, record, samples, write
 from data_pipeline.build.read.warc_split import Broken, raw_records
 
 

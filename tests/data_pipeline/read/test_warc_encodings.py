@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from crawls import MAX_BYTES, PAGE, RED, page, read, reasons, record, samples, write
 
+from crawls import MAX_BYTES, PAGE, RED, page, read, reasons, record, samples, write
 from data_pipeline.build.read.warc_http import unpacked
 
 if sys.version_info >= (3, 14):
