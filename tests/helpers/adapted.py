@@ -1,8 +1,7 @@
-"""A tiny model with adapters, its batches, and a rank of ZeRO-3 that trains it: `python adapted.py OUT`."""
+"""A tiny model with adapters, its batches, and what a rank of ZeRO-3 does with them."""
 
-import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import pytest
@@ -13,7 +12,7 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError
 from data_pipeline.image_spec import ImageSpec, Perceiver
-from trainer.distributed import World, all_sum, close_world, init_world
+from trainer.distributed import World, all_sum
 from trainer.engine import checkpoint
 from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.initialize import initialize
@@ -103,8 +102,9 @@ def adapted_model(train: dict[str, Tuning], seed: int = 0) -> AutoregressiveVLM:
     return model
 
 
-def train_and_resume(out: Path, world: World) -> None:
-    """Train STEPS steps; a second engine, from other weights, goes on after RESUMED. Losses go to OUT."""
+def train_and_resume(world: World, out: Path) -> dict[str, Any]:
+    """Train STEPS steps; a second engine, from other weights, goes on after RESUMED."""
+    refuse_missing_gradients(world)
     zero3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
     config = merge_ds_config(zero3, micro_batch=2, accumulation=1, world_size=world.size, clip=1.0)
 
@@ -135,20 +135,14 @@ def train_and_resume(out: Path, world: World) -> None:
     checkpoint.load(other, saved)
     resumed = losses(other, GradientCheck(other.module), range(RESUMED, STEPS))
     checkpoint.save(other, out, TrainState(step=STEPS), {}, world, keep=2)
-    if world.is_main:
-        before = adapted_model(MIXED, 0).state_dict()
-        after = consolidate(checkpoint.directory_of(out, STEPS))
-        moved = {name for name in after if not after[name].equal(before[name])}
-        (out / "ranks.json").write_text(
-            json.dumps(
-                {
-                    "unbroken": unbroken,
-                    "resumed": resumed,
-                    "moved": sorted(moved),
-                    "to_move": sorted(n for n in before if is_adapter(n) or n.startswith("new_tokens")),
-                }
-            )
-        )
+    before = adapted_model(MIXED, 0).state_dict()
+    after = consolidate(checkpoint.directory_of(out, STEPS))
+    return {
+        "unbroken": unbroken,
+        "resumed": resumed,
+        "moved": sorted(name for name in after if not after[name].equal(before[name])),
+        "to_move": sorted(n for n in before if is_adapter(n) or n.startswith("new_tokens")),
+    }
 
 
 def refuse_missing_gradients(world: World) -> None:
@@ -159,11 +153,3 @@ def refuse_missing_gradients(world: World) -> None:
     (pair["b"](x) if world.rank == 0 else x).sum().backward()
     with pytest.raises(ConfigError, match=r"1 of 2 .*: b\.weight \(1 of 2 ranks\)"):
         check.check(world)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    ranks = init_world(timeout_s=60)
-    train_and_resume(Path(sys.argv[1]), ranks)
-    refuse_missing_gradients(ranks)
-    close_world()

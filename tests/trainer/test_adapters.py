@@ -1,11 +1,5 @@
 """What a stage trains and what it leaves alone: adapters, their merging, the first step's gradients."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 from peft import PeftModel
@@ -13,9 +7,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 
-import adapted
-from adapted import LR, MIXED, RANKS, RESUMED, STEPS, adapted_model, batch, plain_model, tunings
+from adapted import (
+    LR,
+    MIXED,
+    RANKS,
+    RESUMED,
+    STEPS,
+    adapted_model,
+    batch,
+    plain_model,
+    train_and_resume,
+    tunings,
+)
 from data_pipeline.errors import ConfigError
+from ranks import on_ranks
 from trainer.config import dump_recipe, load_recipe
 from trainer.distributed import World
 from trainer.export.peft_layout import idefics2_layer, write_adapters
@@ -293,35 +298,7 @@ def twin_losses() -> list[float]:
 
 
 def test_two_ranks_of_zero3_train_and_restore_adapters_as_one_process_does(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(RANKS),
-    }
-    logs = [(tmp_path / f"rank{rank}.log").open("w+") for rank in range(RANKS)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, adapted.__file__, str(tmp_path)],
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for log in logs:
-        log.seek(0)
-    assert codes == [0] * RANKS, "\n\n".join(log.read()[-3000:] for log in logs)
-    seen = json.loads((tmp_path / "ranks.json").read_text())
+    seen, _ = on_ranks(train_and_resume, tmp_path)
     assert seen["unbroken"] == pytest.approx(twin_losses(), abs=1e-5)
     assert len(set(seen["unbroken"])) == STEPS
     assert seen["resumed"] == seen["unbroken"][RESUMED:]

@@ -1,16 +1,23 @@
 """The chunked loss against the plain one: values, gradients, memory, and ranks that share the head."""
 
-import os
-import socket
-import subprocess
-import sys
+import copy
+import functools
 
+import deepspeed
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
-from trainer.models import loss
+from data_pipeline.batch import Batch
+from data_pipeline.image_spec import ImageSpec, PixelShuffle
+from ranks import on_ranks
+from trainer.distributed import World
+from trainer.models import autoregressive, loss
+from trainer.models.build import build_model
+from trainer.models.config import Model
 from trainer.models.loss import target_loss, token_loss
 
 WIDTH, VOCABULARY = 8, 11
@@ -128,47 +135,54 @@ def test_one_chunk_at_a_vocabulary_of_32k_takes_128_mib():
     assert loss.CHUNK * 32_768 * 4 == 128 * 2**20
 
 
-WORKER = """
-import copy, functools, sys
-import torch, deepspeed
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False  # see trainer/engine/initialize.py
-from data_pipeline.batch import Batch
-from data_pipeline.image_spec import ImageSpec, PixelShuffle
-import trainer.models.autoregressive as autoregressive
-from trainer.models.build import build_model
-from trainer.models.config import Model
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
-
-torch.set_num_threads(1)
-autoregressive.target_loss = functools.partial(autoregressive.target_loss, chunk=5)  # 24 positions: 5 chunks
-deepspeed.init_distributed("gloo", verbose=False)
-rank = torch.distributed.get_rank()
-
-def build(tied):
+def tiny(tied: bool) -> nn.Module:
     torch.manual_seed(0)
-    vision = Idefics2VisionTransformer(Idefics2VisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        image_size=32, patch_size=8))
-    language = MistralForCausalLM(MistralConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.2))
+    vision = Idefics2VisionTransformer(
+        Idefics2VisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+    )
+    language = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+            initializer_range=0.2,
+        )
+    )
     config = Model(image=ImageSpec(longest_edge=32, patch=8), connector=PixelShuffle())
     return build_model(config, vision, language)
 
-def batch(step, rank):
+
+def text(step: int, rank: int) -> Batch:
     ids = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(10 * step + rank))
     labels = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], dim=1)
     targets = [(24, 3), (0, 24), (1, 0)][step][rank]  # other counts on each rank, none among them
     labels.view(-1)[targets:] = -100
     return Batch(
-        input_ids=ids, labels=labels, positions=torch.arange(12).expand(2, 12),
-        document_ids=torch.ones_like(ids), image_ids=torch.zeros_like(ids),
-        patches=torch.zeros(0, 3, 8, 8, dtype=torch.uint8), patch_index=torch.zeros(0, 3, dtype=torch.int64))
+        input_ids=ids,
+        labels=labels,
+        positions=torch.arange(12).expand(2, 12),
+        document_ids=torch.ones_like(ids),
+        image_ids=torch.zeros_like(ids),
+        patches=torch.zeros(0, 3, 8, 8, dtype=torch.uint8),
+        patch_index=torch.zeros(0, 3, dtype=torch.int64),
+    )
 
-for tied in (False, True):
-    model = build(tied)
+
+def train_beside_a_twin(world: World, tied: bool) -> None:
+    """Three steps under ZeRO-3, each compared with one process that has all batches."""
+    autoregressive.target_loss = functools.partial(target_loss, chunk=5)  # 24 positions: 5 chunks
+    model = tiny(tied)
     twin = copy.deepcopy(model)
     alone = torch.optim.SGD(twin.parameters(), lr=0.01)
     engine, *_ = deepspeed.initialize(
@@ -184,51 +198,24 @@ for tied in (False, True):
         },
     )
     for step in range(3):
-        loss = engine(batch=batch(step, rank))
-        engine.backward(loss)
+        total = engine(batch=text(step, world.rank))
+        engine.backward(total)
         engine.step()
-        sums = [twin(batch(step, r)) for r in range(2)]
-        torch.testing.assert_close(loss, sums[rank], rtol=1e-5, atol=1e-5)
+        sums = [twin(text(step, r)) for r in range(2)]
+        torch.testing.assert_close(total, sums[world.rank], rtol=1e-5, atol=1e-5)
         alone.zero_grad()
         (sum(sums) / 2).backward()
         alone.step()
     for (name, mine), want in zip(engine.module.named_parameters(), twin.parameters(), strict=True):
         with deepspeed.zero.GatheredParameters([mine]):
             torch.testing.assert_close(mine, want, rtol=1e-5, atol=1e-5, msg=name)
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
 
 
-def test_under_zero3_two_ranks_with_uneven_targets_train_as_one_process(tmp_path):
+def train_tied_and_apart(world: World) -> None:
+    for tied in (False, True):
+        train_beside_a_twin(world, tied)
+
+
+def test_under_zero3_two_ranks_with_uneven_targets_train_as_one_process():
     """Loss and weights of three steps, head tied and apart. A rank that calls the head less often hangs."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-    }
-    logs = [(tmp_path / f"rank{rank}.log").open("w+") for rank in range(2)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=logs[rank],
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    for log in logs:
-        log.seek(0)
-    assert codes == [0, 0], "\n\n".join(log.read()[-3000:] for log in logs)
+    on_ranks(train_tied_and_apart)
