@@ -81,6 +81,7 @@ def _measure(args: argparse.Namespace) -> int:
     for stage in stages:
         _, sizes = measure(recipe, stage, run, datasets, tokenizer, args.workers, _say)
         for name, table in sizes.items():
+            table.verify()  # training trusts what it maps; here there is time to read it all
             _say(
                 f"{stage.name}: {name}  {len(table):,} samples, {table.usable:,} usable, "
                 f"{table.mean_tokens(stage.splitting):,.1f} tokens each"

@@ -108,6 +108,12 @@ def test_measuring_beforehand_is_all_the_measuring_there_is(run_dir, fovea) -> N
     assert len(before) == 4
     explained(fovea, run_dir, 1)
     assert sorted((run_dir / "sizes").glob("*.sizes")) == before
+    altered = bytearray(before[0].read_bytes())
+    altered[16] ^= 1
+    before[0].write_bytes(altered)
+    done = fovea("data", "measure", run_dir / "recipe.yaml", "--run", run_dir)
+    assert done.returncode == 4
+    assert f"sizes {before[0]} were altered" in done.stderr
 
 
 def test_packed_rows_become_a_page(trained, fovea, tmp_path) -> None:
