@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import SPLIT_TILES
@@ -129,7 +137,9 @@ class Stage(_Part):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the global gradient")
-    activation_checkpointing: bool = True
+    activation_checkpointing: bool | dict[Literal["vision", "connector", "language"], PositiveInt] = Field(
+        True, description="recompute layers in the backward pass: all, none, or module -> every n-th layer"
+    )
     ds_config: str = Field("zero3", description="name in ds_configs/, or a path")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)

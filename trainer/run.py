@@ -108,8 +108,7 @@ def build_run(
         attach(model, stage.train)
     freeze(model, stage.train)
     parameters = count_parameters(model, stage.train)
-    if stage.activation_checkpointing:
-        model.enable_activation_checkpointing()
+    model.enable_activation_checkpointing(stage.activation_checkpointing)
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
     engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
 

@@ -54,7 +54,7 @@ CASES = {
     "frozen tower, LoRA": Case(
         train={"connector": 1.0, "new_tokens": 1.0, "language": {"lora": {"rank": 4, "alpha": 8}, "lr": 2.0}},
         model={"connector": PERCEIVER},
-        stage={},
+        stage={"activation_checkpointing": {"language": 2, "connector": 1}},
     ),
 }
 
@@ -178,8 +178,7 @@ def ranks_train(world: World, names: list[str], steps: int) -> dict[str, list[fl
         stage = stage_of(CASES[name], world.size, steps)
         model = model_of(CASES[name], stage)
         parameters = count_parameters(model, stage.train)
-        if stage.activation_checkpointing:
-            model.enable_activation_checkpointing()
+        model.enable_activation_checkpointing(stage.activation_checkpointing)
         groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
         config = merge_ds_config(
             {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},

@@ -4,7 +4,7 @@ Shapes: B rows, T positions a row, N images, K visual tokens an image, D the lan
 V entries of the language model's vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from trainer.models.language import window
 from trainer.models.loss import target_loss
 from trainer.models.masks import MaskKind, Predicate, allowed, full_blocks, mask_of
 from trainer.models.neftune import noisy
+from trainer.models.recompute import EVERY_LAYER, recompute
 from trainer.models.splice import splice
 from trainer.models.vision import patch_features
 
@@ -139,20 +140,17 @@ class AutoregressiveVLM(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def enable_activation_checkpointing(self) -> None:
-        """Recompute layers in the backward pass. Call it after freeze(): a frozen tower keeps no graph.
+    def enable_activation_checkpointing(self, every: bool | Mapping[str, int] = True) -> None:
+        """Recompute layers in the backward pass: all, none, or of each module named every n-th.
 
-        Non-reentrant only: the reentrant kind drops gradients behind frozen inputs without an error.
+        Call it after freeze(): a frozen tower keeps no graph, so nothing of it is made twice.
         """
-        parts = [self.language]
-        if any(p.requires_grad for p in self.vision.parameters()):
-            parts.append(self.vision)
-        for part in parts:
-            # The first name is transformers' later one; the second warns there.
-            enable = (
-                getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
-            )
-            enable({"use_reentrant": False})
+        if isinstance(every, bool):
+            every = EVERY_LAYER if every else {}
+        for module, n in every.items():
+            part = getattr(self, module)
+            if module != "vision" or any(p.requires_grad for p in part.parameters()):
+                recompute(part, n)
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         rows, length = batch.input_ids.shape

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_pipeline.image_spec import MLP, Connector, ImageSpec, Perceiver, PixelShuffle
 
@@ -88,7 +89,7 @@ class PerceiverConnector(nn.Module):
         return self.norm(tokens)
 
 
-class PerceiverLayer(nn.Module):
+class PerceiverLayer(GradientCheckpointingLayer):
     """Pre-norm cross-attention of latents over [context; latents], then a gated MLP."""
 
     def __init__(self, config: Perceiver, width: int) -> None:
