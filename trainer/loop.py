@@ -11,6 +11,7 @@ from trainer.engine import checkpoint
 from trainer.engine.initialize import set_lr
 from trainer.engine.schedule import lr_factor
 from trainer.engine.state import TrainState
+from trainer.models.moe.layer import routing_of
 from trainer.observe.sinks import Metrics
 from trainer.run import Run
 
@@ -37,7 +38,8 @@ def train_step(run: Run) -> Metrics:
     """One optimizer step over one global batch (all ranks).
 
     The loss is the sum over target tokens / the number of target tokens, over all ranks and micro-batches:
-    a mean of means would weigh the targets of short answers more.
+    a mean of means would weigh the targets of short answers more. What keeps routers even counts beside it,
+    over tokens (trainer/models/moe/routing.py), and is not in the loss that is reported.
     """
     stage, engine, world = run.stage, run.engine, run.world
     step = run.state.step
@@ -55,17 +57,21 @@ def train_step(run: Run) -> Metrics:
     targets, tokens, images = all_sum(world, *(sum(c) for c in zip(*counts, strict=True)))
 
     # DeepSpeed divides by accumulation and averages over ranks; undo both, divide by the targets of all.
-    scale = world.size * run.accumulation / max(1.0, targets)
+    summed = world.size * run.accumulation
+    scale, beside = summed / max(1.0, targets), summed / max(1.0, tokens)
+    routing = routing_of(engine.module)
     total = torch.zeros((), device=world.device)
     # Whatever is random in a step depends on its number alone, so a resumed run draws the same.
     torch.manual_seed((run.recipe.seed * 1_000_003 + step) * 65_537 + world.rank)
     for i, batch in enumerate(batches):
-        loss = engine(batch.to(world.device))
-        engine.backward(loss * scale)
+        batch = batch.to(world.device)
+        routing.begin(batch)
+        loss = engine(batch)
+        engine.backward(loss * scale + routing.loss() * beside)
         total += loss.detach()
         if i + 1 < len(batches):
             engine.step()
-    (loss_sum,) = all_sum(world, float(total))
+    loss_sum, *routed = all_sum(world, float(total), *routing.sums())
     mean_loss = loss_sum / max(1.0, targets)
     if not math.isfinite(mean_loss):
         run_dir = run.stage_dir.parent
@@ -98,6 +104,7 @@ def train_step(run: Run) -> Metrics:
         "tokens": int(tokens),
         "target_tokens": int(targets),
         "images": int(images),
+        **routing.figures(routed, tokens),
         "fill": run.stream.fill,
         "token_imbalance": of_tokens,
         "patch_imbalance": of_patches,
