@@ -207,6 +207,18 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def _experts_have_no_adapters(self) -> "Recipe":
+        for stage in self.stages if self.model.moe else ():
+            language = stage.train.get("language")
+            if language and language.adapter:
+                raise ValueError(
+                    f"stage '{stage.name}': train.language: {language.kind} stands beside linear layers, and "
+                    "the experts of model.moe are none: their router would never be trained. Train the "
+                    "language model in full (language: 1.0), freeze it, or leave model.moe out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _pictures_fit_rows(self) -> "Recipe":
         for stage in self.stages:
             tiles = SPLIT_TILES if stage.splitting else 1

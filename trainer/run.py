@@ -39,6 +39,7 @@ from trainer.models.freeze import Counted, count_parameters, freeze, parameter_g
 from trainer.models.gradients import GradientCheck
 from trainer.models.language import load_language
 from trainer.models.masks import MaskKind
+from trainer.models.moe.experts import require_backend
 from trainer.models.vision import load_vision
 from trainer.models.weights import load_weights
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
@@ -74,6 +75,8 @@ def build_run(
     With `accept_changed_data` a checkpoint may have been trained on other data than there is now.
     """
     torch.manual_seed(recipe.seed)
+    if recipe.model.moe is not None:
+        require_backend(recipe.model.moe.backend)
     accumulation = stage.accumulation(world.size)
     config = merge_ds_config(
         read_ds_config(stage.ds_config),

@@ -29,6 +29,7 @@ from documentation import BLOCKS, ROOT, text_of
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
 from trainer.evaluation.config import Evaluation
+from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.tuning import Adapter, Tuning
 
 
@@ -57,6 +58,11 @@ def test_the_keys_of_a_stage_and_their_defaults():
 
 def test_the_keys_of_what_is_trained():
     assert keys("training.md", "What is trained") == {*Tuning.model_fields, *Adapter.model_fields}
+
+
+def test_the_keys_of_experts_and_their_defaults():
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows("training.md", "Experts")}
+    assert shown == {k: written(f.default) for k, f in MixtureOfExperts.model_fields.items()}
 
 
 def test_the_other_keys():

@@ -9,6 +9,7 @@ from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.connector import build_connector
 from trainer.models.masks import MaskKind
+from trainer.models.moe.layer import upcycle
 from trainer.models.vision import ATTENTION as WITHIN_IMAGES
 
 
@@ -32,6 +33,8 @@ def build_model(
         )
     vision.set_attn_implementation(WITHIN_IMAGES)
     language.set_attn_implementation(UNDER_MASK)
+    if config.moe is not None:
+        upcycle(language, config.moe)
     match config.architecture:
         case "autoregressive":
             connector = build_connector(

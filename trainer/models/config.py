@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_pipeline.image_spec import Connector, ImageSpec, PixelShuffle
+from trainer.models.moe.config import MixtureOfExperts
 
 MODULES = ("vision", "connector", "language", "new_tokens")
 """The parts of a model that a stage freezes or trains."""
@@ -17,6 +18,7 @@ class Model(BaseModel):
     architecture: Literal["autoregressive"] = "autoregressive"
     image: ImageSpec = ImageSpec()
     connector: Connector = PixelShuffle()
+    moe: MixtureOfExperts | None = None
 
     @model_validator(mode="after")
     def _tokens_exist(self) -> "Model":

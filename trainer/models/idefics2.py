@@ -135,6 +135,8 @@ def idefics2_config(model: AutoregressiveVLM, ids: Mapping[str, int]) -> Idefics
     wrong = []
     if model.mask != "causal":
         wrong.append(f"mask: {model.mask}; Idefics2 knows causal alone")
+    if model.config.moe is not None:
+        wrong.append("model.moe: experts; Idefics2's language model is dense")
     if model.new_tokens.head is None:
         wrong.append("the tokenizer's layout; it must be idefics2")
     if language.hidden_act != "silu":

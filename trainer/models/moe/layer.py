@@ -1,5 +1,10 @@
 """A router and its experts in place of a dense FFN, made from that FFN: sparse upcycling."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -73,6 +78,26 @@ def upcycle(language: PreTrainedModel, config: MixtureOfExperts) -> None:
         router = torch.empty(config.experts, language.config.hidden_size)
         nn.init.normal_(router, std=std, generator=draw)
         layers[place].mlp = MoELayer(dense, router, config, number, routing).train(dense.training)
+
+
+def upcycled(language: PreTrainedModel, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The unread weights of a dense language model, by name -> those of `language` after upcycle().
+
+    Each has a `shape` and `read()` (trainer/models/stored.py). Routers are not among them.
+    """
+    found = dict(weights)
+    for place, layer in language.named_modules():
+        if isinstance(layer, MoELayer):
+            for name in _LINEAR:
+                count = len(getattr(layer.experts, name))
+                dense = found.pop(f"{place}.{name}.weight")
+                copies = replace(dense, shape=(count, *dense.shape), read=partial(_copies, dense, count))
+                found[f"{place}.experts.{name}"] = copies
+    return found
+
+
+def _copies(dense: Any, count: int) -> torch.Tensor:
+    return dense.read().repeat(count, 1, 1)
 
 
 def routing_of(model: nn.Module) -> Routing:
