@@ -27,6 +27,9 @@ from trainer.models.tuning import Tuning, check_modules
 
 RECIPES = Path(__file__).parent / "recipes"
 
+Recomputed = Literal["vision", "connector", "cross_attention", "language"]
+"""Modules whose layers a stage may recompute in the backward pass."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,7 +140,7 @@ class Stage(_Part):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the global gradient")
-    activation_checkpointing: bool | dict[Literal["vision", "connector", "language"], PositiveInt] = Field(
+    activation_checkpointing: bool | dict[Recomputed, PositiveInt] = Field(
         True, description="recompute layers in the backward pass: all, none, or module -> every n-th layer"
     )
     ds_config: str = Field("zero3", description="name in ds_configs/, or a path")
@@ -204,6 +207,20 @@ class Recipe(_Part):
                     f"{nearest(stage.init_from, seen)} (there are {', '.join(seen)})"
                 )
             seen.append(stage.name)
+        return self
+
+    @model_validator(mode="after")
+    def _modules_exist(self) -> "Recipe":
+        for stage in self.stages:
+            recomputed = stage.activation_checkpointing
+            named = [("train", stage.train), ("activation_checkpointing", recomputed)]
+            for key, module in ((key, m) for key, ms in named if isinstance(ms, dict) for m in ms):
+                if module not in self.model.modules:
+                    raise ValueError(
+                        f"stage '{stage.name}': {key}.{module}: a model of the architecture "
+                        f"{self.model.architecture} has none (there are {', '.join(self.model.modules)}); "
+                        f"leave it out, or set model.architecture to {module}"
+                    )
         return self
 
     @model_validator(mode="after")

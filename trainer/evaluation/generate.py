@@ -80,13 +80,16 @@ def _decode(
     )
     # Without a config the cache keeps every key: a sliding window is the predicate's affair.
     cache = DynamicCache()
-    embeddings, positions = model.embed(batch), batch.positions
+    embeddings, media = model.inputs(batch)
+    positions = batch.positions
+    if media is not None:
+        media = model.cross_attention.keep(media)
     first = 0
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     chosen: list[torch.Tensor] = []
     for step in range(max_new_tokens):
         mask = dense_mask(see, rows, length + step, device, first_query=first)
-        hidden = model.decode(embeddings, mask, positions, cache)
+        hidden = model.decode(embeddings, mask, positions, cache, media)
         tokens = model.head(hidden[:, -1]).argmax(-1)
         if eos_id is not None:
             tokens = tokens.masked_fill(ended, pad_id)
@@ -98,6 +101,7 @@ def _decode(
             chosen.append(tokens)
         embeddings, positions = model.embed_text(tokens[:, None]), positions[:, -1:] + 1
         first = length + step
+        media = media and media.last()
     return [_until(row, eos_id) for row in torch.stack(chosen, dim=1).tolist()]
 
 

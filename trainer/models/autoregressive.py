@@ -13,6 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from data_pipeline.batch import Batch
 from trainer.models.config import Model
+from trainer.models.cross_attention import Media
 from trainer.models.language import window
 from trainer.models.loss import target_loss
 from trainer.models.masks import MaskKind, Predicate, allowed, full_blocks, mask_of
@@ -92,22 +93,33 @@ class AutoregressiveVLM(nn.Module):
         head, new = self.language.get_output_embeddings(), self.new_tokens.head
         return torch.cat([head(hidden), new(hidden)], dim=-1)
 
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, Media | None]:
+        """What `decode` reads: the sequence [B, T, D], and pictures beside it where they are not in it."""
+        return self.embed(batch), None
+
     def embed(self, batch: Batch) -> torch.Tensor:
         """The sequence as the language model reads it: [B, T, D]."""
-        patches, patch_index, grids = batch.patches, batch.patch_index, batch.grids
-        text_only = not grids
-        if text_only:
-            patches, patch_index, grids = self._blank(batch.input_ids.device)
-        seen = patch_features(self.vision, patches, patch_index, grids)
-        features = self.connector(seen, patch_index, grids)
-        text = self.embed_text(batch.input_ids)
-        if self.training and self.neftune_alpha:
-            text = noisy(text, batch.document_ids, self.neftune_alpha)  # visual positions are replaced below
-        if text_only:
+        features, text = self.image_features(batch), self.read_text(batch)
+        if not batch.grids:
             # The graph reaches each parameter of tower and connector, with gradients of exactly zero.
             text = text + (features * 0).sum()
             features = features[:0]
         return splice(text, features, batch.image_ids)
+
+    def image_features(self, batch: Batch) -> torch.Tensor:
+        """[N, K, D], K visual tokens an image; of one blank image where the batch has none."""
+        patches, patch_index, grids = batch.patches, batch.patch_index, batch.grids
+        if not grids:
+            patches, patch_index, grids = self._blank(batch.input_ids.device)
+        seen = patch_features(self.vision, patches, patch_index, grids)
+        return self.connector(seen, patch_index, grids)
+
+    def read_text(self, batch: Batch) -> torch.Tensor:
+        """[B, T, D], the embeddings of all tokens, with a stage's noise while training."""
+        text = self.embed_text(batch.input_ids)
+        if self.training and self.neftune_alpha:
+            return noisy(text, batch.document_ids, self.neftune_alpha)
+        return text
 
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64[B, T] -> [B, T, D]. Both tables are read at every position, so both get gradients."""
@@ -126,11 +138,12 @@ class AutoregressiveVLM(nn.Module):
         mask: torch.Tensor | BlockMask,
         positions: torch.Tensor,
         cache: Cache | None = None,
+        media: Media | None = None,
     ) -> torch.Tensor:
         """embeddings [B, Q, D], mask [B, 1, Q, T], positions int64[B, Q] -> last hidden states [B, Q, D].
 
         The mask is dense (bool) or FlexAttention's, one for all layers. Q is T, or where `cache` holds what
-        stood before, the number of new positions.
+        stood before, the number of new positions. `media` is that of `inputs`; here it is None.
         """
         return self.language.base_model(
             inputs_embeds=embeddings,
@@ -148,15 +161,16 @@ class AutoregressiveVLM(nn.Module):
         if isinstance(every, bool):
             every = EVERY_LAYER if every else {}
         for module, n in every.items():
-            part = getattr(self, module)
-            if module != "vision" or any(p.requires_grad for p in part.parameters()):
+            part = getattr(self, module, None)
+            if part is not None and (module != "vision" or any(p.requires_grad for p in part.parameters())):
                 recompute(part, n)
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
         rows, length = batch.input_ids.shape
         see = self.see(batch.document_ids, batch.image_ids, batch.labels)
         mask = mask_of(see, rows, length, batch.input_ids.device)
-        return self.decode(self.embed(batch), mask, batch.positions)
+        embeddings, media = self.inputs(batch)
+        return self.decode(embeddings, mask, batch.positions, media=media)
 
     def _blank(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, tuple[tuple[int, int], ...]]:
         """An image of one patch: uint8[1, 3, p, p], its index int64[1, 3] and its grid."""

@@ -8,6 +8,7 @@ from trainer.models.attention import ATTENTION as UNDER_MASK
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.connector import build_connector
+from trainer.models.crossed import CrossAttentionVLM
 from trainer.models.masks import MaskKind
 from trainer.models.moe.layer import upcycle
 from trainer.models.vision import ATTENTION as WITHIN_IMAGES
@@ -20,7 +21,7 @@ def build_model(
     mask: MaskKind = "image_full",
     predicts_new: bool = False,
 ) -> AutoregressiveVLM:
-    """The model of `config.architecture`, its connector and new tokens freshly initialised.
+    """The model of `config.architecture`, its new parts freshly initialised.
 
     `predicts_new`: the tokenizer's layout makes a target of a token behind the language model's vocabulary.
     Raises ConfigError where the tower cuts other patches than the recipe says.
@@ -35,12 +36,14 @@ def build_model(
     language.set_attn_implementation(UNDER_MASK)
     if config.moe is not None:
         upcycle(language, config.moe)
-    match config.architecture:
-        case "autoregressive":
-            connector = build_connector(
-                config.connector, config.image, vision.config.hidden_size, language.config.hidden_size
-            )
+    connector = build_connector(
+        config.connector, config.image, vision.config.hidden_size, language.config.hidden_size
+    )
+    match config.cross_attention:
+        case None:
             return AutoregressiveVLM(config, vision, connector, language, mask, predicts_new)
+        case blocks:
+            return CrossAttentionVLM(config, blocks, vision, connector, language, mask, predicts_new)
 
 
 def predicts_new(tokenizer: Tokenizer) -> bool:

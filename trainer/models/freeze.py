@@ -14,19 +14,22 @@ from torch import nn
 from data_pipeline.errors import ConfigError
 from trainer.models.adapters import is_adapter
 from trainer.models.config import MODULES
+from trainer.models.cross_attention import is_gate
 from trainer.models.tuning import Tuning, check_modules
 
 
 def freeze(model: nn.Module, train: Mapping[str, Tuning | float]) -> None:
     """Train the modules that `train` names, or their adapters (attach() them first); freeze all else.
 
+    Gates are trained beside an adapter: as long as they are 0, nothing behind them learns.
     Raises ConfigError where nothing is left to train.
     """
-    tunings = _checked(train)
-    for module in MODULES:
+    tunings = _checked(model, train)
+    for module in _modules(model):
         tuning = tunings.get(module)
         for name, parameter in getattr(model, module).named_parameters():
-            parameter.requires_grad_(tuning is not None and (tuning.adapter is None or is_adapter(name)))
+            beside = is_adapter(name) or is_gate(name)
+            parameter.requires_grad_(tuning is not None and (tuning.adapter is None or beside))
 
 
 def parameter_groups(
@@ -36,9 +39,9 @@ def parameter_groups(
 
     Each: name, params, lr (scaled), lr_scale (the factor of the module, for a schedule), weight_decay.
     """
-    tunings = _checked(train)
+    tunings = _checked(model, train)
     groups: list[dict[str, Any]] = []
-    for name in (m for m in MODULES if m in tunings):
+    for name in (m for m in _modules(model) if m in tunings):
         trained = [p for p in getattr(model, name).parameters() if p.requires_grad]
         if not trained:
             raise ConfigError(f"module '{name}' is to be trained but is frozen; call freeze() first")
@@ -74,7 +77,7 @@ class Counted:
 
 def count_parameters(model: nn.Module, train: Mapping[str, Tuning | float]) -> tuple[Counted, ...]:
     """Each module's parameters after freeze(); tied ones count once, an adapter's beside those it adapts."""
-    tunings = _checked(train)
+    tunings = _checked(model, train)
     return tuple(
         Counted(
             module=name,
@@ -83,18 +86,18 @@ def count_parameters(model: nn.Module, train: Mapping[str, Tuning | float]) -> t
             how=str(tunings.get(name, "frozen")),
             lr=tunings[name].lr if name in tunings else None,
         )
-        for name in MODULES
+        for name in _modules(model)
     )
 
 
 def describe(counted: tuple[Counted, ...]) -> Iterator[str]:
     """The counts as lines for the screen, with their sum."""
-    yield f"{'module':10}  {'parameters':>14}  {'trainable':>14}  {'lr':>6}  how"
+    yield f"{'module':15}  {'parameters':>14}  {'trainable':>14}  {'lr':>6}  how"
     for c in counted:
         lr = "-" if c.lr is None else f"{c.lr:g}"
-        yield f"{c.module:10}  {c.parameters:14,}  {c.trainable:14,}  {lr:>6}  {c.how}"
+        yield f"{c.module:15}  {c.parameters:14,}  {c.trainable:14,}  {lr:>6}  {c.how}"
     parameters, trainable = sum(c.parameters for c in counted), sum(c.trainable for c in counted)
-    yield f"{'all':10}  {parameters:14,}  {trainable:14,}  {'':>6}  {trainable / parameters:.1%} trained"
+    yield f"{'all':15}  {parameters:14,}  {trainable:14,}  {'':>6}  {trainable / parameters:.1%} trained"
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
@@ -102,11 +105,17 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _checked(train: Mapping[str, Tuning | float]) -> dict[str, Tuning]:
+def _modules(model: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name in MODULES if hasattr(model, name))
+
+
+def _checked(model: nn.Module, train: Mapping[str, Tuning | float]) -> dict[str, Tuning]:
     """Every value spelt out. Raises ConfigError where a module or a factor cannot be."""
     try:
         tunings = {name: Tuning.model_validate(value) for name, value in train.items()}
         check_modules(tunings)
     except ValueError as e:
         raise ConfigError(f"train: {e}") from None
+    if missing := [name for name in tunings if not hasattr(model, name)]:
+        raise ConfigError(f"train: this model has no {missing[0]} (it has {', '.join(_modules(model))})")
     return tunings

@@ -133,6 +133,8 @@ def idefics2_config(model: AutoregressiveVLM, ids: Mapping[str, int]) -> Idefics
     """
     connector, language = model.config.connector, model.language.config
     wrong = []
+    if model.config.cross_attention:
+        wrong.append("architecture: cross_attention; Idefics2 has the visual tokens in its sequence")
     if model.mask != "causal":
         wrong.append(f"mask: {model.mask}; Idefics2 knows causal alone")
     if model.config.moe is not None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-EVERY_LAYER = {"vision": 1, "connector": 1, "language": 1}
+EVERY_LAYER = {"vision": 1, "connector": 1, "cross_attention": 1, "language": 1}
 
 
 def recompute(module: nn.Module, every: int) -> None:
