@@ -5,13 +5,18 @@ Shapes: B rows, H heads, G key and value heads, Q queries, T keys, d a head's wi
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+PIECE = 128
+"""Positions of the smallest piece of a row that is worth a call of its own."""
 
 
 def attend_under_mask(
@@ -30,6 +35,8 @@ def attend_under_mask(
     Raises ValueError for attention dropout under a block mask: FlexAttention has none.
     """
     if not isinstance(attention_mask, BlockMask):
+        if attention_mask is not None and _falls_apart(query, key):
+            return _attend_in_pieces(query, key, value, attention_mask, scaling, dropout), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others
         )
@@ -39,6 +46,58 @@ def attend_under_mask(
     grouped = query.shape[1] != key.shape[1]
     out = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _falls_apart(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Training on the CPU. Elsewhere masks are FlexAttention's; with a cache there are few queries."""
+    length = query.shape[2]
+    return length == key.shape[2] > PIECE and not query.is_cuda and not torch.compiler.is_compiling()
+
+
+def _attend_in_pieces(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """The same under a dense mask, in pieces: a document costs its own length squared, not its row's."""
+    grouped = query.shape[1] != key.shape[1]
+    rows = []
+    for row, lengths in enumerate(pieces(mask)):
+        parts = (t[row, None].split(lengths, 2) for t in (query, key, value))
+        seen, end = [], 0
+        for q, k, v in zip(*parts, strict=True):
+            at = slice(end, end := end + q.shape[2])
+            # Masks of two dimensions or four: under others torch falls back to plain matrix products.
+            piece = mask[row, 0, at, at]
+            out = F.scaled_dot_product_attention(q, k, v, piece, dropout, scale=scaling, enable_gqa=grouped)
+            seen.append(out.transpose(1, 2))
+        rows.append(torch.cat(seen, dim=1))
+    return torch.cat(rows)
+
+
+def pieces(mask: torch.Tensor) -> list[list[int]]:
+    """mask bool[B, 1, T, T] -> for each row, the lengths of its pieces, in order: nobody sees across a cut.
+
+    Neighbours below PIECE positions stay together: a call costs more than what it saves there.
+    """
+    length = mask.shape[-1]
+    place = torch.arange(length, device=mask.device, dtype=torch.int32)
+    last = (mask[:, 0] * place).amax(-1)  # seen from each position
+    first = length - (mask[:, 0] * (length - place)).amax(-1)
+    # Before a cut nobody looks beyond it, and from there on nobody looks back.
+    ahead, back = last.cummax(1).values, first.flip(1).cummin(1).values.flip(1)
+    cuts = (ahead[:, :-1] < place[1:]) & (back[:, 1:] >= place[1:])
+    found = []
+    for row in cuts:
+        starts = [0]
+        for cut in (row.nonzero().flatten() + 1).tolist():
+            if cut - starts[-1] >= PIECE:
+                starts.append(cut)
+        found.append([b - a for a, b in pairwise([*starts, length])])
+    return found
 
 
 @cache
