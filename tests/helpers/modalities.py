@@ -5,7 +5,7 @@ global batches.
 """
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from trainer.engine.state import TrainState
 from trainer.loop import train_step
 from trainer.models.adapters import attach
 from trainer.models.build import build_model
-from trainer.models.config import Model
+from trainer.models.config import CrossAttention, Model
 from trainer.models.freeze import count_parameters, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
 from trainer.run import Run
@@ -55,6 +55,15 @@ CASES = {
         train={"connector": 1.0, "new_tokens": 1.0, "language": {"lora": {"rank": 4, "alpha": 8}, "lr": 2.0}},
         model={"connector": PERCEIVER},
         stage={"activation_checkpointing": {"language": 2, "connector": 1}},
+    ),
+    "cross-attention": Case(
+        train=ALL | {"cross_attention": 2.0},
+        model={
+            "architecture": "cross_attention",
+            "connector": PERCEIVER,
+            "cross_attention": CrossAttention(every=2),
+        },
+        stage={},
     ),
 }
 
@@ -108,6 +117,20 @@ def draw_batch(step: int, rank: int, micro: int) -> Batch:
     )
 
 
+def batch_of(case: Case, step: int, rank: int, micro: int) -> Batch:
+    """`draw_batch` as the model of `case` reads it: under cross-attention a picture has one placeholder, the
+    first of its four positions."""
+    batch = draw_batch(step, rank, micro)
+    if "cross_attention" not in case.model:
+        return batch
+    again = batch.image_ids == batch.image_ids.roll(1, dims=1)
+    return replace(
+        batch,
+        image_ids=batch.image_ids.masked_fill(again, 0),
+        input_ids=batch.input_ids.masked_fill(again & (batch.image_ids > 0), START),
+    )
+
+
 def stage_of(case: Case, ranks: int, steps: int) -> Stage:
     page = {
         "name": "drawn",
@@ -123,6 +146,10 @@ def stage_of(case: Case, ranks: int, steps: int) -> Stage:
         "weight_decay": WEIGHT_DECAY,
     }
     return Stage.model_validate(page | case.stage)
+
+
+def page_of(case: Case) -> Model:
+    return Model(image=ImageSpec(longest_edge=32, patch=8), **case.model)
 
 
 def model_of(case: Case, stage: Stage) -> nn.Module:
@@ -147,8 +174,7 @@ def model_of(case: Case, stage: Stage) -> nn.Module:
             num_key_value_heads=2,
         )
     )
-    page = Model(image=ImageSpec(longest_edge=32, patch=8), **case.model)
-    model = build_model(page, vision, language, stage.mask)
+    model = build_model(page_of(case), vision, language, stage.mask)
     attach(model, stage.train)
     freeze(model, stage.train)
     return model
@@ -159,11 +185,11 @@ class Drawn:
 
     imbalance, fill, samples = (1.0, 1.0), 1.0, 0
 
-    def __init__(self, rank: int) -> None:
-        self.step, self.rank, self.skipped = 0, rank, {}
+    def __init__(self, case: Case, rank: int) -> None:
+        self.case, self.step, self.rank, self.skipped = case, 0, rank, {}
 
     def next(self) -> list[Batch]:
-        batches = [draw_batch(self.step, self.rank, micro) for micro in range(ACCUMULATION)]
+        batches = [batch_of(self.case, self.step, self.rank, micro) for micro in range(ACCUMULATION)]
         self.step += 1
         return batches
 
@@ -189,12 +215,12 @@ def ranks_train(world: World, names: list[str], steps: int) -> dict[str, list[fl
         )
         engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
         run = Run(
-            recipe=Recipe(name="drawn", stages=(stage,)),
+            recipe=Recipe(name="drawn", model=page_of(CASES[name]), stages=(stage,)),
             stage=stage,
             stage_dir=Path(tempfile.gettempdir()),  # nothing is written
             world=world,
             accumulation=ACCUMULATION,
-            stream=Drawn(world.rank),
+            stream=Drawn(CASES[name], world.rank),
             engine=engine,
             state=TrainState(),
             fingerprints={},
@@ -215,7 +241,9 @@ def twin_trains(name: str, ranks: int, steps: int) -> list[float]:
     trained = [p for group in groups for p in group["params"]]
     losses = []
     for step in range(steps):
-        batches = [draw_batch(step, rank, micro) for rank in range(ranks) for micro in range(ACCUMULATION)]
+        batches = [
+            batch_of(CASES[name], step, rank, micro) for rank in range(ranks) for micro in range(ACCUMULATION)
+        ]
         targets = sum(batch.target_tokens for batch in batches)
         total = 0.0
         for batch in batches:
