@@ -3,9 +3,11 @@
 As a script it is one rank: `python ranks.py CALL RESULT`.
 """
 
+import ctypes
 import importlib.util
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +23,10 @@ from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from trainer.distributed import close_world, init_world
 
+_SECONDS = "FOVEA_TEST_SECONDS"
+_END_WITH_PARENT = 1
+"""prctl's PR_SET_PDEATHSIG: a test that is killed leaves no ranks behind."""
+
 
 def on_ranks(
     function: Callable[..., Any], *arguments: Any, ranks: int = 2, seconds: float = 120
@@ -31,6 +37,9 @@ def on_ranks(
     and its own import of that module. Raises AssertionError with what every rank wrote where one of them
     fails or `seconds` are over; none of them outlives the call.
     """
+    # A rank imports the function's module anew. Were it a script, it would start ranks itself, and they too.
+    assert _SECONDS not in os.environ, "a rank starts no ranks"
+    assert function.__module__ != "__main__", "call a function of a module, not of the script itself"
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
         with (room / "call").open("wb") as f:
@@ -45,7 +54,7 @@ def on_ranks(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(ranks),
-            "FOVEA_TEST_SECONDS": str(seconds),
+            _SECONDS: str(seconds),
         }
         started: list[subprocess.Popen[bytes]] = []
         try:
@@ -79,10 +88,11 @@ def _wait(started: list[subprocess.Popen[bytes]], seconds: float) -> list[int | 
 
 
 def _be_a_rank(call: Path, result: Path) -> None:
+    ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
     torch.set_num_threads(1)
     # See trainer/engine/initialize.py; tests that call DeepSpeed themselves need it too.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
-    world = init_world(timeout_s=float(os.environ["FOVEA_TEST_SECONDS"]))
+    world = init_world(timeout_s=float(os.environ[_SECONDS]))
     with call.open("rb") as f:
         file, name, function = pickle.load(f)
         # By its file: pytest's modules have names that nothing imports.

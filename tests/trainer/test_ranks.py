@@ -1,6 +1,8 @@
 """The helper that starts ranks: results of all, the failure of one, none left behind."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -30,9 +32,10 @@ def sleep(world: World, room: Path) -> None:
 
 
 def left(room: Path) -> list[int]:
+    """Those that still run; one that ended may wait to be reaped."""
     pids = [int(f.read_text()) for f in room.glob("pid*")]
-    assert pids
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    stats = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
+    return [pid for pid, stat in stats.items() if stat.exists() and ") Z " not in stat.read_text()]
 
 
 def test_each_rank_runs_the_function_with_one_thread_and_gives_its_result():
@@ -51,3 +54,30 @@ def test_ranks_that_take_too_long_are_ended(tmp_path):
     with pytest.raises(AssertionError, match="out of time"):
         on_ranks(sleep, tmp_path, seconds=10)
     assert not left(tmp_path)
+
+
+def test_ranks_end_with_the_process_that_started_them(tmp_path):
+    call = f"on_ranks(test_ranks.sleep, pathlib.Path({str(tmp_path)!r}), seconds=300)"
+    code = (
+        f"import pathlib, sys; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}; import test_ranks"
+    )
+    process = subprocess.Popen([sys.executable, "-c", f"{code}; from ranks import on_ranks; {call}"])
+    deadline = time.monotonic() + 100
+    while len(list(tmp_path.glob("pid*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    time.sleep(1)
+    assert not left(tmp_path)
+
+
+def test_a_rank_and_a_script_start_no_ranks(monkeypatch):
+    def of_the_script(world):
+        pass
+
+    of_the_script.__module__ = "__main__"
+    with pytest.raises(AssertionError, match="of a module"):
+        on_ranks(of_the_script)
+    monkeypatch.setenv("FOVEA_TEST_SECONDS", "1")
+    with pytest.raises(AssertionError, match="a rank starts no ranks"):
+        on_ranks(add, 1)
