@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,22 @@ def lost_peers_are_transient(world: World) -> Iterator[None]:
 
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error: remote")
+
+
+def broadcast(world: World, tensor: torch.Tensor) -> None:
+    """Rank 0's values, in place (all ranks)."""
+    if world.size > 1:
+        there = tensor.to(world.device)
+        dist.broadcast(there, 0)
+        tensor.copy_(there)
+
+
+def from_main(world: World, value: Any) -> Any:
+    """What rank 0 gives, on all ranks."""
+    held = [value]
+    if world.size > 1:
+        dist.broadcast_object_list(held, 0, device=world.device)
+    return held[0]
 
 
 def barrier(world: World) -> None:

@@ -29,21 +29,15 @@ from trainer.distributed import World, barrier
 from trainer.engine import checkpoint
 from trainer.engine.ds_config import merge_ds_config, read_ds_config
 from trainer.engine.initialize import initialize
+from trainer.engine.sharding import Shards, shards_parameters
 from trainer.engine.state import TrainState
-from trainer.export.consolidate import consolidate
-from trainer.models.adapters import attach, warm_start
-from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.models.build import build_model, predicts_new
 from trainer.models.config import Model
 from trainer.models.freeze import Counted, count_parameters, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
-from trainer.models.language import load_language
-from trainer.models.masks import MaskKind
 from trainer.models.moe.experts import require_backend
-from trainer.models.vision import load_vision
-from trainer.models.weights import load_weights
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
 from trainer.stage_stream import open_datasets, open_stream
+from trainer.start import load_parts, start, start_sharded
 
 NOT_COMPARED = {"checkpoint_every", "keep_checkpoints"}
 """Stage fields that may change between a checkpoint and its resume."""
@@ -87,7 +81,9 @@ def build_run(
     )
 
     datasets = open_datasets(recipe, run_dir)
-    model, tokenizer = load_parts(recipe.model, run_dir / recipe.backbones.path, stage.mask)
+    backbones = run_dir / recipe.backbones.path
+    shards = Shards(config) if shards_parameters(config) else None
+    model, tokenizer = load_parts(recipe.model, backbones, stage.mask, shards is not None)
     model.neftune_alpha = stage.neftune_alpha
     fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
 
@@ -103,12 +99,13 @@ def build_run(
     if found is not None:
         _refuse_other_run(found, fingerprints, world, accept_changed_data)
 
+    before = None
     if found is None and stage.init_from != "backbones":
         before = finished_checkpoint(recipe, run_dir, stage.init_from)
-        trained_by = Stage.model_validate(before.fingerprints["stage"]).train
-        warm_start(model, consolidate(before.path), trained_by, stage.train, str(before.path))
+    if shards is None:
+        start(model, before, stage.train)
     else:
-        attach(model, stage.train)
+        start_sharded(model, before, stage.train, backbones, shards, world)
     freeze(model, stage.train)
     parameters = count_parameters(model, stage.train)
     model.enable_activation_checkpointing(stage.activation_checkpointing)
@@ -145,33 +142,6 @@ def build_run(
         gradients=GradientCheck(engine.module),
         sinks=sinks,
     )
-
-
-def load_parts(config: Model, backbones: Path, mask: MaskKind) -> tuple[AutoregressiveVLM, Tokenizer]:
-    """The model over the backbones, and their tokenizer.
-
-    Connector and new tokens are read where `fovea import` put them beside the backbones, and freshly
-    initialised elsewhere. Raises DataError where they do not fit `config`, or where tokenizer and language
-    model do not share a vocabulary.
-    """
-    tokenizer = Tokenizer.load(backbones / "tokenizer")
-    model = build_model(
-        config,
-        load_vision(backbones / "vision"),
-        load_language(backbones / "language"),
-        mask,
-        predicts_new=predicts_new(tokenizer),
-    )
-    if tokenizer.text_vocab_size != model.vocabulary:
-        # The visual tokens' ids follow the vocabulary: with another size they would name words.
-        raise DataError(
-            f"{backbones}: the tokenizer has {tokenizer.text_vocab_size} text tokens, the language model "
-            f"{model.vocabulary}. Take both from the same directory, or make them again: fovea backbones"
-        )
-    for part in ("connector", "new_tokens"):
-        if (backbones / f"{part}.safetensors").is_file():
-            load_weights(getattr(model, part), backbones / f"{part}.safetensors")
-    return model, tokenizer
 
 
 def finished_checkpoint(recipe: Recipe, run_dir: Path, name: str) -> checkpoint.Checkpoint:

@@ -18,13 +18,18 @@ def initialize(
     betas: tuple[float, float],
 ) -> deepspeed.DeepSpeedEngine:
     """The engine over `model` (all ranks). `groups` say what is trained; each may carry an `lr_scale`."""
-    if not torch.cuda.is_available():
-        # DeepSpeed would compile a shared-memory all-reduce at the first start. A rank killed meanwhile
-        # leaves the compiler's lock behind, and every later start waits for it; gloo needs none of it.
-        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    without_shared_memory_operator()
     optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=lr, betas=betas)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
+
+
+def without_shared_memory_operator() -> None:
+    """To be called before DeepSpeed first communicates on a machine without a GPU."""
+    if not torch.cuda.is_available():
+        # It would compile a shared-memory all-reduce at the first start. A rank killed meanwhile leaves the
+        # compiler's lock behind, and every later start waits for it; gloo needs none of it.
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
 
 
 def set_lr(engine: deepspeed.DeepSpeedEngine, lr: float) -> None:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data_pipeline.errors import DataError
@@ -64,26 +63,3 @@ def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-class StoredWeights:
-    """The tensors of some safetensors files, by name, each read when it is asked for."""
-
-    def __init__(self, files: Iterable[Path]) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._files: dict[str, Path] = {}
-        for file in files:
-            try:
-                with safe_open(file, "pt") as f:  # the shapes stand in the header
-                    for name in f.keys():  # noqa: SIM118
-                        if name in self._files:
-                            raise DataError(f"{name} stands in {self._files[name]} and in {file}")
-                        self._files[name] = file
-                        self.shapes[name] = tuple(f.get_slice(name).get_shape())
-            except (OSError, SafetensorError) as e:
-                raise DataError(f"{file}: not a readable safetensors file ({e})") from None
-
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` (exclusive) of a tensor."""
-        with safe_open(self._files[name], "pt") as f:
-            return f.get_slice(name)[start:stop]

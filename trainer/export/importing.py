@@ -21,13 +21,14 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 
 from data_pipeline.errors import DataError
 from data_pipeline.stream.tokens import Tokenizer
-from trainer.export.directory import SHARD, StoredWeights, replacing, write_weights
+from trainer.export.directory import SHARD, replacing, write_weights
 from trainer.models.autoregressive import NEW_TOKENS, AutoregressiveVLM
 from trainer.models.build import build_model
 from trainer.models.config import Model
 from trainer.models.idefics2 import joined, model_page, places, shapes_of
 from trainer.models.language import check_architecture
 from trainer.models.pretrained import read_config, weight_files
+from trainer.models.stored import StoredWeights
 
 _NOTE = """\
 # For the recipe, with backbones.path as this directory. Idefics2 was trained with `mask: causal`.

@@ -5,13 +5,15 @@ A linear layer `x` with an adapter keeps its own weights, frozen, as `x.base_lay
 `x.lora_magnitude_vector.default.weight` [out].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from data_pipeline.errors import ConfigError, nearest
+from trainer.models.stored import Stored, stored
 from trainer.models.tuning import Adapter, Tuning
 from trainer.models.weights import load_state
 
@@ -54,12 +56,29 @@ def warm_start(
 ) -> None:
     """Load what a stage trained by `before` has left into a plain model, which is trained by `now` next.
 
-    An adapter that `now` has too, with the same settings, goes on; any other is merged into the weights.
     `origin` names the source of the weights in errors.
+    """
+
+    def load(merged: Mapping[str, Stored]) -> None:
+        load_state(model, {name: tensor.read() for name, tensor in merged.items()}, origin)
+
+    hand_on(model, stored(weights), before, now, load)
+
+
+def hand_on(
+    model: nn.Module,
+    weights: Mapping[str, Stored],
+    before: Mapping[str, Tuning],
+    now: Mapping[str, Tuning],
+    load: Callable[[Mapping[str, Stored]], None],
+) -> None:
+    """`load` what a stage trained by `before` has left into a model that is trained by `now` next.
+
+    An adapter that `now` has too, with the same settings, goes on; any other is merged into the weights.
     """
     kept = {name: tuning for name, tuning in now.items() if tuning.continues(before.get(name))}
     attach(model, kept)
-    load_state(model, merge(weights, {m: t for m, t in before.items() if m not in kept}), origin)
+    load(merging(weights, {m: t for m, t in before.items() if m not in kept}))
     attach(model, {m: t for m, t in now.items() if m not in kept})
 
 
@@ -69,6 +88,11 @@ def merge(weights: Mapping[str, torch.Tensor], train: Mapping[str, Tuning]) -> d
     LoRA: W + s B A. DoRA: each row of that, scaled to the length that was trained. In the tensors' own
     precision; a checkpoint's are float32.
     """
+    return {name: tensor.read() for name, tensor in merging(stored(weights), train).items()}
+
+
+def merging(weights: Mapping[str, Stored], train: Mapping[str, Tuning]) -> dict[str, Stored]:
+    """As `merge`, each tensor merged when it is read."""
     merged = {}
     for name, tensor in weights.items():
         tuning = train.get(name.partition(".")[0])
@@ -77,7 +101,9 @@ def merge(weights: Mapping[str, torch.Tensor], train: Mapping[str, Tuning]) -> d
             merged[name] = tensor
         elif name.endswith(f"{_BASE}weight"):
             layer = name.removesuffix(f"{_BASE}weight")
-            merged[f"{layer}.weight"] = _merged_weight(layer, tensor, weights, adapter)
+            merged[f"{layer}.weight"] = Stored(
+                tensor.shape, partial(_merged_weight, layer, tensor, weights, adapter)
+            )
         elif not is_adapter(name):
             merged[name.replace(_BASE, ".")] = tensor
     return merged
@@ -90,14 +116,14 @@ def split(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
 
 def _merged_weight(
-    layer: str, weight: torch.Tensor, weights: Mapping[str, torch.Tensor], adapter: Adapter
+    layer: str, weight: Stored, weights: Mapping[str, Stored], adapter: Adapter
 ) -> torch.Tensor:
-    product = weights[layer + _B] @ weights[layer + _A]
-    moved = weight + adapter.alpha / adapter.rank * product
+    product = weights[layer + _B].read() @ weights[layer + _A].read()
+    moved = weight.read() + adapter.alpha / adapter.rank * product
     length = weights.get(layer + _MAGNITUDE)
     if length is None:
         return moved
-    return moved * (length / torch.linalg.vector_norm(moved, dim=1))[:, None]
+    return moved * (length.read() / torch.linalg.vector_norm(moved, dim=1))[:, None]
 
 
 def _targets(name: str, part: nn.Module, adapter: Adapter) -> list[str]:

@@ -6,10 +6,12 @@ It gets embeddings, positions and a mask from us, so that its own vocabulary and
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from data_pipeline.errors import DataError
 from trainer.models.pretrained import read_config, read_pretrained
+from trainer.models.sharded import parameters_on_meta
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Config keys of models that change the logits after lm_head. The loss calls lm_head itself, so they are
@@ -22,9 +24,7 @@ def load_language(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
     Raises DataError where its weights do not fit, or the architecture does more than this stack reproduces.
     """
     directory = Path(directory)
-    read_config(directory)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    check_architecture(directory, config)
+    config = language_config(directory)
     language = read_pretrained(
         AutoModelForCausalLM,
         directory,
@@ -34,6 +34,29 @@ def load_language(directory: str | Path, dtype: torch.dtype = torch.float32) -> 
         trust_remote_code=False,
     )
     return language.train()
+
+
+def language_on_meta(directory: Path) -> PreTrainedModel:
+    """As `load_language`, with parameters on the meta device, unless transformers translates its files.
+
+    Their values are `pretrained_weights` of the same directory.
+    """
+    config = language_config(directory)
+    if get_checkpoint_conversion_mapping(config.model_type):
+        return load_language(directory)  # its files hold other tensors than the model does
+    with parameters_on_meta():
+        language = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
+    return language.train()
+
+
+def language_config(directory: Path) -> PretrainedConfig:
+    """What config.json describes. Raises DataError as `load_language` does."""
+    read_config(directory)
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    check_architecture(directory, config)
+    return config
 
 
 def window(language: PreTrainedModel) -> int | None:

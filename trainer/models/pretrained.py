@@ -1,12 +1,15 @@
 """A directory in transformers' format, read strictly: safetensors only, every weight accounted for."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import nn
 
 from data_pipeline.errors import DataError
+from trainer.models.stored import Stored, StoredWeights
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -68,15 +71,48 @@ def read_pretrained(kind: Any, directory: Path, beside: tuple[str, ...] = (), **
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as e:
         raise DataError(f"{directory}: transformers cannot load it:\n  {e}") from e
+    _refuse(
+        directory,
+        info["missing_keys"],
+        (k for k in info["unexpected_keys"] if not k.startswith(beside)),
+        info["mismatched_keys"],
+    )
+    return model
+
+
+def pretrained_weights(
+    model: nn.Module, directory: Path, beside: tuple[str, ...] = (), prefix: str = ""
+) -> dict[str, Stored]:
+    """The weights of `directory` under the names of `model`, unread; a `prefix` of theirs is left out.
+
+    Faults are those of `read_pretrained`. A weight that `model` ties to an earlier one may be there or not.
+    """
+    found = {n.removeprefix(prefix): w for n, w in StoredWeights(weight_files(directory)).all().items()}
+    wanted = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    own = {n for n, _ in (*model.named_parameters(), *model.named_buffers())}
+    tied = wanted.keys() - own
+    _refuse(
+        directory,
+        wanted.keys() - tied - found.keys(),
+        (n for n in found.keys() - wanted.keys() if not n.startswith(beside)),
+        [(n, found[n].shape, wanted[n]) for n in found.keys() & wanted.keys() if found[n].shape != wanted[n]],
+    )
+    return {n: found[n] for n in wanted.keys() - tied}
+
+
+def _refuse(
+    directory: Path,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]],
+) -> None:
     faults = {
-        "missing keys": sorted(info["missing_keys"]),
-        "unexpected keys": sorted(k for k in info["unexpected_keys"] if not k.startswith(beside)),
+        "missing keys": sorted(missing),
+        "unexpected keys": sorted(unexpected),
         "keys of another shape": [
-            f"{k} {tuple(got)}, expected {tuple(wanted)}"
-            for k, got, wanted in sorted(info["mismatched_keys"])
+            f"{k} {tuple(got)}, expected {tuple(wanted)}" for k, got, wanted in sorted(mismatched)
         ],
     }
     for fault, names in faults.items():
         if names:
             raise DataError(f"{directory}: {len(names)} {fault} in the weights: {', '.join(names[:3])} ...")
-    return model

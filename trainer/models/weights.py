@@ -3,7 +3,7 @@
 Loading is strict: a weight that is missing, unknown or of another shape is an error, never a random value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -38,23 +38,38 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> None:
     """Copy named tensors into an unsharded model, strictly. `origin` names their source in errors."""
+    unlike = sorted(
+        k
+        for k, first in _tied(model).items()
+        if k in state and first in state and not state[k].equal(state[first])
+    )
+    names = fitting(model, {k: tuple(v.shape) for k, v in state.items()}, origin, unlike)
+    wanted = model.state_dict()
+    with torch.no_grad():
+        for name, given in names.items():
+            wanted[name].copy_(state[given])
+
+
+def fitting(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], origin: str, unlike: Sequence[str] = ()
+) -> dict[str, str]:
+    """Each weight of an unsharded model, tied ones under their first name, -> its name in `shapes`.
+
+    `unlike`: tied weights that were found to have values of their own. Raises DataError where model and
+    `shapes` differ.
+    """
     tied = _tied(model)
-    wanted = {k: v for k, v in model.state_dict().items() if k not in tied}
-    given = {k: v for k, v in state.items() if tied.get(k) not in state}
-    given = {tied.get(k, k): v for k, v in given.items()}
+    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}
+    given = {tied.get(k, k): k for k in shapes if tied.get(k) not in shapes}
     faults = {
         "missing": sorted(wanted.keys() - given.keys()),
         "unexpected": sorted(given.keys() - wanted.keys()),
         "of another shape": [
-            f"{k} {tuple(given[k].shape)}, expected {tuple(wanted[k].shape)}"
+            f"{k} {shapes[given[k]]}, expected {wanted[k]}"
             for k in sorted(wanted.keys() & given.keys())
-            if given[k].shape != wanted[k].shape
+            if shapes[given[k]] != wanted[k]
         ],
-        "unlike the weight they are tied to": sorted(
-            k
-            for k, first in tied.items()
-            if k in state and first in state and not state[k].equal(state[first])
-        ),
+        "unlike the weight they are tied to": list(unlike),
     }
     if any(faults.values()):
         raise DataError(
@@ -66,9 +81,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor], origin: str)
             )
             + "\n  Was the file written by a run with the same model page and backbones?"
         )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(given[name])
+    return given
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
