@@ -19,9 +19,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from adapted import batch
+from adapted import batch, plain_model
 from data_pipeline.batch import PAD_DOCUMENT, Batch
 from data_pipeline.errors import ConfigError
+from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.build import build_model
+from trainer.models.config import Model
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.moe.experts import Experts, require_backend
 from trainer.models.moe.layer import MoELayer, active_parameters, routing_of, upcycle
@@ -216,6 +219,37 @@ def test_experts_stand_on_the_meta_device_and_pass_bfloat16_through():
 def test_a_language_model_that_cannot_have_experts_is_refused(make, moe, says):
     with pytest.raises(ConfigError, match=says):
         upcycle(make(), MixtureOfExperts(**moe))
+
+
+def built(architecture: str, moe: dict[str, object] | None) -> AutoregressiveVLM:
+    made = plain_model()
+    page = {
+        "architecture": architecture,
+        "cross_attention": {"every": 1} if architecture == "cross_attention" else None,
+        "image": made.config.image,
+        "connector": made.config.connector,
+        "moe": moe,
+    }
+    torch.manual_seed(0)
+    return build_model(Model.model_validate(page), made.vision, made.language)
+
+
+@pytest.mark.parametrize("architecture", ["autoregressive", "cross_attention"])
+def test_a_recipe_s_experts_stand_in_either_architecture_and_are_trained_with_the_language_model(
+    architecture,
+):
+    dense, sparse = built(architecture, None), built(architecture, {"every": 1})
+    sparse.enable_activation_checkpointing()
+    text = batch(0, 1)
+    routing = routing_of(sparse)
+    routing.begin(text)
+    loss = sparse(text)
+    torch.testing.assert_close(loss, dense(text), atol=1e-4, rtol=0)  # a sum over 22 targets
+    (loss + routing.loss()).backward()
+    assert all(p.grad is not None for p in sparse.parameters())
+    assert all(layer.mlp.router.weight.grad.any() for layer in sparse.language.model.layers)
+    assert min(routing.sums()) >= 0
+    assert {n.split(".")[0] for n, _ in sparse.named_parameters() if ".mlp.experts." in n} == {"language"}
 
 
 def naive_losses(scores: torch.Tensor, k: int, real: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -128,6 +128,7 @@ def test_two_ranks_and_two_micro_batches_train_experts_as_one_process_does(run_d
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_experts_resume_are_handed_on_and_leave_as_they_are(run_dir, fovea, metrics, tmp_path):
     done = fovea(*words(run_dir), "align")
     assert done.returncode == 0, done.stderr
