@@ -114,6 +114,44 @@ def test_answers_may_be_plain_strings():
     assert vqa_accuracy({"q": "red"}, [annotation])["overall"] == 100
 
 
+def lmms_agrees(answer: str, truth: str) -> bool:
+    return question_accuracy(answer, [truth] * 10, "lmms") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("Red", "red"),  # also where all annotators wrote the same
+        ("the red", "red"),
+        ("1,000-yard", "1000 yard"),  # commas go first, so the hyphen is not beside a digit's comma
+        ("a dog, a cat", "dog cat"),
+        ("why?not", "whynot"),
+        ("dog's", "dog 's"),
+        ("what's", "what 's"),
+        ("two dont", "2 don't"),
+        ("yes!", "yes"),
+        ("red-white", "red white"),
+        ("u.s.", "us"),
+    ],
+)
+def test_answers_that_are_the_same_by_the_lmms_rule(answer, truth):
+    assert lmms_agrees(answer, truth)
+    assert lmms_agrees(truth, answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"), [("1:26", "1 26"), ("eleven", "11"), ("red", "blue"), (".5", "5")]
+)
+def test_answers_that_are_not_the_same_by_the_lmms_rule(answer, truth):
+    assert not lmms_agrees(answer, truth)
+
+
+def test_the_two_rules_share_the_way_of_counting():
+    for times in range(11):
+        both = [question_accuracy("red", truths("red", times), rule) for rule in ("official", "lmms")]
+        assert both[0] == both[1]
+
+
 def test_no_questions_are_refused():
     with pytest.raises(ValueError, match="no questions"):
         vqa_accuracy({}, [])
@@ -148,3 +186,16 @@ def test_textvqa_equals_the_official_program():
         i = str(q["question_id"])
         ours = question_accuracy(predictions[i], q["answers"])
         assert round(100 * ours, 2) == expected["human_annotator_per_question"][i]["official"]
+
+
+@needs_reference
+def test_textvqa_equals_lmms_eval():
+    questions = read("textvqa_val_1500")["questions"]
+    predictions = read("textvqa_val_predictions")["human_annotator"]
+    expected = read("textvqa_val_expected")
+    scores = vqa_accuracy({int(i): a for i, a in predictions.items()}, questions, "lmms")
+    assert scores["overall"] == expected["human_annotator"]["lmms_eval_textvqa"]
+    for q in questions:
+        i = str(q["question_id"])
+        ours = question_accuracy(predictions[i], q["answers"], "lmms")
+        assert round(100 * ours, 2) == expected["human_annotator_per_question"][i]["lmms"]

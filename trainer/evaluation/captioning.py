@@ -8,10 +8,14 @@ The metrics take tokens: `hyps[i]` is the caption of image i, `refs[i]` its refe
 """
 
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.evaluation.intervals import Array, Scored, ratio
+from trainer.evaluation.ptb import tokenize
 
 Tokens = Sequence[str]
 Gram = tuple[str, ...]
@@ -22,43 +26,6 @@ CIDER_SIGMA = 6.0
 ROUGE_BETA = 1.2
 # The benchmark's guards against 0 / 0: a caption without a match scores almost nothing instead of nothing.
 BLEU_SMALL, BLEU_TINY = 1e-9, 1e-15
-
-
-# --- tokens ---------------------------------------------------------------------------------------
-
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_TYPOGRAPHIC = str.maketrans("‘’“”–—", "''\"\"--")
-_TOKEN = re.compile(
-    r"""
-      \d+\ \d+/\d+                          # 22 3/4 is one number
-    | \d+:\d\d(?=[ap]m\b)                   # 5:54pm is a time and a word
-    | (?:[a-z]\.){2,}(?![\w'])              # an acronym keeps its periods: t.v., at a line's end too
-    | [a-hj-z]\.(?=\s+\w)                   # an initial its period, before a word: w. centre, not "person I."
-    | (?:st|ave|blvd|rd|mr|mrs|ms|dr|jr|sr|mt|vs)\.(?!\w)
-    | \w+(?:[-'/._&@]\w+|[:,]\d+)*          # a word: close-up, tub/shower, o'clock, 11:44, 1,000
-    | [()\[\]{}/&$%\#*+=<>@~^|£€°]          # stands alone; all other punctuation is dropped
-    """,
-    re.VERBOSE,
-)
-_CLITIC = re.compile(r"(.+?)(n't|'(?:s|m|d|re|ve|ll))")
-_TWO_WORDS = {w: (w[:3], w[3:]) for w in ("cannot", "gonna", "gotta", "wanna", "gimme", "lemme")}
-
-
-def tokenize(caption: str) -> list[str]:
-    """Tokens close to those of the benchmark's own tokenizer (Penn Treebank rules, punctuation dropped).
-
-    Lower case; clitics split off (it 's, do n't); brackets become words; the periods of abbreviations stay.
-    """
-    tokens: list[str] = []
-    for token in _TOKEN.findall(caption.lower().translate(_TYPOGRAPHIC)):
-        if token in _TWO_WORDS:
-            tokens += _TWO_WORDS[token]
-        elif clitic := _CLITIC.fullmatch(token):
-            tokens += clitic.groups()
-        else:
-            # The Treebank keeps a mixed number in one token by a no-break space.
-            tokens.append(_BRACKETS.get(token, token.replace(" ", "\u00a0")))
-    return tokens
 
 
 def exact_match(hyps: Sequence[str], refs: Sequence[Sequence[str]]) -> float:
@@ -77,24 +44,33 @@ def bleu(hyps: Sequence[Tokens], refs: Sequence[Sequence[Tokens]]) -> list[float
     One image's own score is `bleu([hyp], [refs])`.
     """
     _check(hyps, refs)
-    matched, guessed = [0] * ORDERS, [0] * ORDERS
-    length = closest = 0
-    for hyp, references in zip(hyps, refs, strict=True):
-        length += len(hyp)
-        # Of two references equally close, the shorter one.
-        closest += min((abs(len(r) - len(hyp)), len(r)) for r in references)[1]
-        for n in range(1, ORDERS + 1):
-            most: Counter[Gram] = Counter()
+    sums = np.array([_bleu_counts(h, rs) for h, rs in zip(hyps, refs, strict=True)]).sum(axis=0)
+    return [float(score) for score in _bleu_of_sums(sums.astype(np.float64))]
+
+
+def _bleu_counts(hyp: Tokens, references: Sequence[Tokens]) -> list[int]:
+    """What one image adds: matched n-grams by order, n-grams by order, length, closest reference length."""
+    matched, guessed = [], []
+    for n in range(1, ORDERS + 1):
+        grams = _grams(hyp, n)
+        most: Counter[Gram] = Counter()
+        if grams:
             for r in references:
                 most |= _grams(r, n)
-            matched[n - 1] += (_grams(hyp, n) & most).total()
-            guessed[n - 1] += max(0, len(hyp) - n + 1)
+        matched.append((grams & most).total())
+        guessed.append(max(0, len(hyp) - n + 1))
+    # Of two references equally close, the shorter one.
+    closest = min((abs(len(r) - len(hyp)), len(r)) for r in references)[1]
+    return [*matched, *guessed, len(hyp), closest]
 
-    ratio = (length + BLEU_TINY) / (closest + BLEU_SMALL)
-    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    scores, product = [], 1.0
+
+def _bleu_of_sums(sums: Array) -> list[Array]:
+    """[..., 10] sums of `_bleu_counts` -> BLEU-1 .. BLEU-4, each [...]."""
+    length_ratio = (sums[..., -2] + BLEU_TINY) / (sums[..., -1] + BLEU_SMALL)
+    brevity = np.where(length_ratio < 1, np.exp(1 - 1 / length_ratio), 1.0)
+    scores, product = [], np.ones(sums.shape[:-1])
     for n in range(ORDERS):
-        product *= (matched[n] + BLEU_TINY) / (guessed[n] + BLEU_SMALL)
+        product = product * (sums[..., n] + BLEU_TINY) / (sums[..., ORDERS + n] + BLEU_SMALL)
         scores.append(brevity * product ** (1 / (n + 1)))
     return scores
 
@@ -108,15 +84,17 @@ def rouge_l(hyps: Sequence[Tokens], refs: Sequence[Sequence[Tokens]]) -> float:
     The best precision and the best recall may come from two references, as in the benchmark.
     """
     _check(hyps, refs)
-    total = 0.0
-    for hyp, references in zip(hyps, refs, strict=True):
-        common = [_longest_common(hyp, r) for r in references]
-        precision = max(c / max(1, len(hyp)) for c in common)
-        recall = max(c / max(1, len(r)) for c, r in zip(common, references, strict=True))
-        if precision and recall:
-            beta2 = ROUGE_BETA**2
-            total += (1 + beta2) * precision * recall / (recall + beta2 * precision)
-    return total / len(hyps)
+    return sum(_rouge_l(h, rs) for h, rs in zip(hyps, refs, strict=True)) / len(hyps)
+
+
+def _rouge_l(hyp: Tokens, references: Sequence[Tokens]) -> float:
+    common = [_longest_common(hyp, r) for r in references]
+    precision = max(c / max(1, len(hyp)) for c in common)
+    recall = max(c / max(1, len(r)) for c, r in zip(common, references, strict=True))
+    if not precision or not recall:
+        return 0.0
+    beta2 = ROUGE_BETA**2
+    return (1 + beta2) * precision * recall / (recall + beta2 * precision)
 
 
 def _longest_common(a: Tokens, b: Tokens) -> int:
@@ -179,6 +157,43 @@ def _similarity(
     # The benchmark counts a caption's length in bigrams: an empty one is as long as one word.
     difference = max(0, hyp_length - 1) - max(0, ref_length - 1)
     return cosines / ORDERS * math.exp(-(difference**2) / (2 * CIDER_SIGMA**2))
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def score_captions(captions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> Scored:
+    """CIDEr, BLEU and ROUGE-L of raw captions, as the benchmark reports them (CIDEr 0.63, not 63).
+
+    The unit of the intervals is the image. CIDEr's word weights stay those of the whole set: a resample has
+    images twice, and weights of its own would make another metric of every resample.
+    """
+    hyps = [tokenize(captions[i]) for i in references]
+    refs = [[tokenize(c) for c in of_one] for of_one in references.values()]
+    _check(hyps, refs)
+    ciders = cider(hyps, refs)
+    pairs = list(zip(hyps, refs, strict=True))
+    rouges = [_rouge_l(h, rs) for h, rs in pairs]
+    counts = np.array([_bleu_counts(h, rs) for h, rs in pairs], dtype=np.float64)
+    terms = np.column_stack([ciders.per_image, rouges, np.ones(len(hyps)), counts])
+    values = {
+        "CIDEr": ciders.score,
+        **{name: float(score) for name, score in _bleu_named(_bleu_of_sums(counts.sum(axis=0))).items()},
+        "ROUGE_L": sum(rouges) / len(rouges),
+    }
+    return Scored(values, terms, list(references), _of_sums)
+
+
+def _of_sums(sums: Array) -> dict[str, Array]:
+    return {
+        "CIDEr": ratio(sums[..., 0], sums[..., 2]),
+        **_bleu_named(_bleu_of_sums(sums[..., 3:])),
+        "ROUGE_L": ratio(sums[..., 1], sums[..., 2]),
+    }
+
+
+def _bleu_named(scores: list[Array]) -> dict[str, Array]:
+    return {f"Bleu_{n}": score for n, score in enumerate(scores, 1)}
 
 
 # --- shared ---------------------------------------------------------------------------------------
