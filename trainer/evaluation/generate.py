@@ -1,9 +1,9 @@
-"""Batched greedy decoding with a cache, under the same mask as training.
+"""Batched decoding with a cache, greedy or sampled, under the same mask as training, for both architectures.
 
 Shapes: B prompts, T positions of the longest prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from data_pipeline.batch import IGNORE, PAD_DOCUMENT, Batch
 from data_pipeline.stream.collate import flat
 from data_pipeline.stream.decode import Picture
+from trainer.evaluation.sampling import GREEDY, Chooser, Decoding, stops
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.masks import dense_mask
 
@@ -48,25 +49,57 @@ def generate(
     max_new_tokens: int,
     eos_id: int | None,
     pad_id: int,
+    how: Sequence[Decoding] = (),
+    text: Callable[[list[int]], str] | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, without prompt and without the end token.
+    """The continuation of each prompt, without prompt and without the end token.
 
-    A row ends at `eos_id` or after `max_new_tokens`; decoding ends when all rows have. With `eos_id` None
-    it takes exactly `max_new_tokens` steps, which ranks that share sharded weights have to do together.
+    `how` says it for each prompt; empty is greedy for all. A row ends at `eos_id`, after `max_new_tokens`, or
+    with the token by which a stop word stands in `text` of its tokens (`until_stop` takes the word off).
+    Decoding ends when all rows have. With `eos_id` None it takes exactly `max_new_tokens` steps, which ranks
+    that share sharded weights have to do together.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
+    how = how or [GREEDY] * len(prompts)
+    if len(how) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts, and {len(how)} times how to continue one")
+    if text is None and any(h.stop for h in how):
+        raise ValueError("stop words are looked for in a text: give `text`, a tokenizer's decode")
+    ends = [_Ending(eos_id, h.stop, text) for h in how]
     training = model.training
     model.eval()
     try:
         device = model.new_tokens.weight.device
-        return _decode(model, _pad_left(model, prompts, pad_id).to(device), max_new_tokens, eos_id, pad_id)
+        batch = _pad_left(model, prompts, pad_id).to(device)
+        return _decode(model, batch, max_new_tokens, pad_id, Chooser(how, device), ends)
     finally:
         model.train(training)
 
 
+@dataclass(frozen=True)
+class _Ending:
+    """Where a row ends. With `eos_id` None all rows take the same steps, whatever they say."""
+
+    eos_id: int | None
+    stop: tuple[str, ...]
+    text: Callable[[list[int]], str] | None
+
+    def keep(self, tokens: list[int], token: int) -> bool:
+        """Append the token unless it is the end; whether the row goes on."""
+        if token == self.eos_id:
+            return False
+        tokens.append(token)
+        return not (self.stop and self.text and stops(self.text(tokens), self.stop))
+
+
 def _decode(
-    model: AutoregressiveVLM, batch: Batch, max_new_tokens: int, eos_id: int | None, pad_id: int
+    model: AutoregressiveVLM,
+    batch: Batch,
+    max_new_tokens: int,
+    pad_id: int,
+    choose: Chooser,
+    ends: Sequence[_Ending],
 ) -> list[list[int]]:
     rows, length = batch.input_ids.shape
     device = batch.input_ids.device
@@ -85,28 +118,21 @@ def _decode(
     if media is not None:
         media = model.cross_attention.keep(media)
     first = 0
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    chosen: list[torch.Tensor] = []
+    written: list[list[int]] = [[] for _ in ends]
+    going = set(range(rows))
     for step in range(max_new_tokens):
         mask = dense_mask(see, rows, length + step, device, first_query=first)
         hidden = model.decode(embeddings, mask, positions, cache, media)
-        tokens = model.head(hidden[:, -1]).argmax(-1)
-        if eos_id is not None:
-            tokens = tokens.masked_fill(ended, pad_id)
-            chosen.append(tokens.masked_fill(ended, eos_id))
-            ended = ended | (tokens == eos_id)
-            if bool(ended.all()):
-                break
-        else:
-            chosen.append(tokens)
-        embeddings, positions = model.embed_text(tokens[:, None]), positions[:, -1:] + 1
+        tokens = choose(model.head(hidden[:, -1])).tolist()
+        going = {row for row in going if ends[row].keep(written[row], tokens[row])}
+        if not going and ends[0].eos_id is not None:
+            break
+        fed = [[token if row in going else pad_id] for row, token in enumerate(tokens)]
+        embeddings = model.embed_text(torch.tensor(fed, device=device))
+        positions = positions[:, -1:] + 1
         first = length + step
         media = media and media.last()
-    return [_until(row, eos_id) for row in torch.stack(chosen, dim=1).tolist()]
-
-
-def _until(tokens: list[int], eos_id: int | None) -> list[int]:
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+    return written
 
 
 def _labels(prompt: Prompt) -> list[int]:
