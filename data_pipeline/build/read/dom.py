@@ -23,6 +23,7 @@ from data_pipeline.build.read.dom_tables import (
     DROP,
     FIGURE,
     FIRST_THAT_ENDS,
+    FIRST_THAT_PARTS,
     FORM,
     HEADING,
     IMAGE,
@@ -34,7 +35,6 @@ from data_pipeline.build.read.dom_tables import (
     PLAIN,
     PRE,
     SOURCE,
-    TEXT,
     is_furniture,
 )
 from data_pipeline.build.read.dom_tame import tame
@@ -56,7 +56,9 @@ class Text(NamedTuple):
     repeats: bool = False  # made of links alone, and so left out where it comes REPEATED times
 
 
-_Said = tuple[bool, bool, bool]  # heading, caption, repeats
+# What the walk notes of a block of text where it begins.
+_HEADING, _CAPTION, _REPEATS = 1, 2, 4
+_SAID = [(bool(n & _HEADING), bool(n & _CAPTION), bool(n & _REPEATS)) for n in range(8)]
 _MARK = "\0"  # the parser leaves none in a text
 _new_text = tuple.__new__  # a third of the time of `Text(...)`, and a page has hundreds
 
@@ -96,7 +98,7 @@ def blocks(page: Page, resolver: Callable[[Image], Picture | Fault]) -> Iterator
 
 
 class _Walk:
-    """One walk: the texts met, with a `_MARK` after each block, and for each mark what ends there.
+    """One walk: the texts met, each block's after a `_MARK`, and for each mark what begins there.
 
     Nodes nest as deep as the page likes, so the way back is a list.
     """
@@ -104,117 +106,127 @@ class _Walk:
     def __init__(self, base: str):
         self.base = base
         self.texts: list[str] = []
-        self.ends: list[_Said | Text | Image] = []  # what is said of the text before the mark, or a block
+        self.begun: list[int | Image] = []  # what is said of the text after the mark, or an image without one
         self.open = False  # whether a block of text is being gathered
-        self.plain = False  # whether it has text outside links
-        self.heading = self.caption = self.link = False
-        self.linked = 0  # blocks of links alone
+        self.heading = self.caption = self.link = 0  # what is said of a block that begins now
+        self.repeats = 0  # whether the open block is made of links alone, as far as it goes
         self.pre = 0
+        self.preformatted: list[int] = []  # blocks whose white space stays
         self.sources: list[str] = []
         self.figures: list[_Figure] = []
-        self.captions_above: list[
-            tuple[int, int, int]
-        ] = []  # where they begin and end, and their figures end
+        # Where they begin and end, and their figures end.
+        self.captions_above: list[tuple[int, int, int]] = []
 
     def below(self, root: LexborNode) -> None:
         path: list[tuple[LexborNode, int]] = []
-        push, pop, gather, kinds = path.append, path.pop, self.texts.append, KINDS
+        push, pop, gather, begin, kinds = path.append, path.pop, self.texts.append, self.begun.append, KINDS
         node = root.first_child
         while node is not None:
-            kind = kinds.get(node.tag_id, INLINE)
-            if kind == TEXT:
-                text = node.text_content or ""
-                if self.open or not text.isspace():
+            text = node.text_content
+            if text is not None:
+                if self.open:
+                    gather(text)
+                    if self.repeats and not (self.link or text.isspace()):
+                        self._end_of_links()
+                elif not text.isspace():
+                    if self.pre:
+                        self.preformatted.append(len(self.begun))
+                    begin(self.heading | self.caption | self.link)
+                    gather(_MARK)
                     gather(text)
                     self.open = True
-                    self.plain = self.plain or not (self.link or text.isspace())
-            elif kind == PLAIN or (kind != DROP and self._enter(node, kind)):
-                child = node.first_child
-                if child is not None:
+                    self.repeats = self.link
+                after = node.next
+            else:
+                kind = kinds[node.tag_id]
+                if kind == PLAIN or (kind != DROP and self._enter(node, kind)):
                     push((node, kind))
-                    node = child
-                    continue
-                if kind >= FIRST_THAT_ENDS:
-                    _LEAVE[kind](self)
-            after = node.next
+                    after = node.first_child
+                else:
+                    after = node.next
             while after is None and path:
                 node, kind = pop()
                 if kind >= FIRST_THAT_ENDS:
-                    _LEAVE[kind](self)
+                    self._leave(kind)
                 after = node.next
             node = after
 
     def finished(self) -> list[Text | Image]:
         """The blocks, without links that come again and again."""
-        self.flush()
+        self.texts.append(_MARK)  # ASCII at both ends
+        joined = "".join(self.texts)
+        texts = [text.strip(" ") for text in _single_spaced(joined).split(_MARK)[1:-1]]
+        if self.preformatted:
+            as_written = joined.split(_MARK)[1:-1]
+            for n in self.preformatted:
+                texts[n] = _lines(as_written[n])
         found: list[Text | Image] = []
-        # What follows the last mark is white space.
-        for end, text in zip(self.ends, _single_spaced("".join(self.texts)).split(_MARK), strict=False):
-            if type(end) is tuple:
-                heading, caption, repeats = end
-                found.append(_new_text(Text, (text.strip(" "), heading, caption, repeats)))
+        links: list[str] = []
+        for begun, text in zip(self.begun, texts, strict=False):
+            if isinstance(begun, int):
+                heading, caption, repeats = _SAID[begun]
+                found.append(_new_text(Text, (text, heading, caption, repeats)))
+                if repeats:
+                    links.append(text)
             else:
-                found.append(end)
+                found.append(begun)
         for above, below, stop in self.captions_above:
             found[above:stop] = found[below:stop] + found[above:below]
-        if self.linked < REPEATED:
+        often = {text for text, n in Counter(links).items() if n >= REPEATED} if links else ()
+        if not often:
             return found
-        often = Counter([b.text for b in found if type(b) is Text and b.repeats])
-        return [b for b in found if not (type(b) is Text and b.repeats and often[b.text] >= REPEATED)]
+        return [b for b in found if isinstance(b, Image) or not b.repeats or b.text not in often]
 
-    def flush(self) -> None:
-        """Ends the block of text that is being gathered."""
-        if self.open:
-            said = (self.heading, self.caption, not self.plain)
-            self.ends.append(Text(self._preformatted(), *said) if self.pre else said)
-            self.texts.append(_MARK)
-            self.linked += not self.plain
-            self.open = self.plain = False
-
-    def _preformatted(self) -> str:
-        """The text of the open block, taken away from those whose white space is collapsed."""
-        start = len(self.texts)
-        while start and self.texts[start - 1] != _MARK:
-            start -= 1
-        text = _lines("".join(self.texts[start:]))
-        del self.texts[start:]
-        return text
+    def _end_of_links(self) -> None:
+        """Text outside of links in a block that began in one."""
+        self.begun[-1] = self.heading | self.caption
+        self.repeats = 0
 
     def _enter(self, node: LexborNode, kind: int) -> bool:
         """Whether the nodes below are to be walked."""
         attributes = node.attributes
         if attributes and is_furniture(node, attributes):
-            if kind in _ENDS_TEXT:
-                self.flush()
+            self.open = self.open and kind < FIRST_THAT_PARTS
             return False
-        if kind == BLOCK:
-            if self.open:
-                self.flush()
-            self.heading = False
+        if kind == INLINE:
             return True
-        return kind == INLINE or _ENTER[kind](self, node, attributes)
+        if kind == BLOCK:
+            self.open = False
+            self.heading = 0
+            return True
+        if kind >= FIRST_THAT_PARTS:
+            self.open = False
+            if kind != IMAGE:
+                self.heading = 0
+        return _ENTER[kind](self, node, attributes)
+
+    def _leave(self, kind: int) -> None:
+        if kind >= FIRST_THAT_PARTS:
+            self.open = False
+            self.heading = 0
+        if kind == LINK:
+            self.link = 0
+        elif kind in _LEAVE:
+            _LEAVE[kind](self)
 
     def _enter_heading(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.flush()
-        self.heading = True
+        self.heading = _HEADING
         return True
 
     def _enter_pre(self, node: LexborNode, attributes: Attributes) -> bool:
-        self._leave_block()
         self.pre += 1
         return True
 
     def _enter_form(self, node: LexborNode, attributes: Attributes) -> bool:
-        self._leave_block()
         return _is_content(node)
 
     def _enter_link(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.link = "href" in attributes  # without one it is a place to go to, and its text is content
+        # Without an address it is a place to go to, and its text is content.
+        self.link = _REPEATS if "href" in attributes else 0
         return True
 
     def _enter_break(self, node: LexborNode, attributes: Attributes) -> bool:
-        if self.open:
-            self.texts.append("\n")
+        self.texts.append("\n")
         return False
 
     def _enter_cell(self, node: LexborNode, attributes: Attributes) -> bool:
@@ -222,15 +234,13 @@ class _Walk:
         return True
 
     def _enter_figure(self, node: LexborNode, attributes: Attributes) -> bool:
-        self._leave_block()
-        self.figures.append(_Figure(len(self.ends)))
+        self.figures.append(_Figure(len(self.begun)))
         return True
 
     def _enter_caption(self, node: LexborNode, attributes: Attributes) -> bool:
-        self._leave_block()
-        self.caption = True
+        self.caption = _CAPTION
         if self.figures:
-            self.figures[-1].caption = len(self.ends)
+            self.figures[-1].caption = len(self.begun)
         return True
 
     def _enter_picture(self, node: LexborNode, attributes: Attributes) -> bool:
@@ -243,47 +253,35 @@ class _Walk:
             self.sources.append(offered)
         return True
 
-    def _leave_block(self) -> None:
-        if self.open:
-            self.flush()
-        self.heading = False
-
     def _leave_picture(self) -> None:
         self.sources.clear()
 
     def _leave_pre(self) -> None:
-        self.flush()
         self.pre -= 1
 
-    def _leave_link(self) -> None:
-        self.link = False
-
     def _leave_cell(self) -> None:
-        if self.open:
-            self.texts.append(" ")
+        self.texts.append(" ")
 
     def _leave_caption(self) -> None:
-        self._leave_block()
-        self.caption = False
+        self.caption = 0
         if self.figures:
-            self.figures[-1].caption_end = len(self.ends)
+            self.figures[-1].caption_end = len(self.begun)
 
     def _leave_figure(self) -> None:
         """A caption that its figure shows above the image comes after it in the sequence."""
-        self._leave_block()
         figure = self.figures.pop()
         start, end = figure.caption, figure.caption_end
-        if start is None or Image in map(type, self.ends[figure.start : start]):
+        if start is None or Image in map(type, self.begun[figure.start : start]):
             return
-        if Image in map(type, self.ends[end:]):
-            self.captions_above.append((start, end, len(self.ends)))
+        if Image in map(type, self.begun[end:]):
+            self.captions_above.append((start, end, len(self.begun)))
 
     def _enter_image(self, node: LexborNode, attributes: Attributes) -> bool:
         found = Image(self._joined(candidates(attributes, self.sources)), squeezed(attributes.get("alt")))
         last = self._last_image()
         # Some pages put the fallback before the lazy image, not after it.
         if last is not None and last.fallback and set(last.urls) & set(found.urls):
-            self.ends[-1] = found
+            self.begun[-1] = found
         else:
             self._put(found)
         return False
@@ -298,20 +296,20 @@ class _Walk:
             last = self._last_image()
             if last is not None and not last.fallback:
                 real = (u for u in last.urls if u and not is_blank(u))
-                self.ends[-1] = last._replace(urls=tuple(dict.fromkeys((*real, *urls))))
+                self.begun[-1] = last._replace(urls=tuple(dict.fromkeys((*real, *urls))))
             else:
                 self._put(Image(urls, squeezed(given.get("alt")), fallback=True))
         return False
 
     def _last_image(self) -> Image | None:
         """The image after which no text came."""
-        last = self.ends[-1] if self.ends and not self.open else None
+        last = self.begun[-1] if self.begun else None
         return last if type(last) is Image else None
 
     def _put(self, image: Image) -> None:
-        self.flush()
-        self.ends.append(image)
+        self.begun.append(image)
         self.texts.append(_MARK)
+        self.open = False
 
     def _joined(self, references: tuple[str, ...]) -> tuple[str, ...]:
         if not self.base:
@@ -328,7 +326,6 @@ class _Figure:
     caption_end: int = 0
 
 
-_ENDS_TEXT = frozenset((BLOCK, HEADING, PRE, FIGURE, CAPTION, FORM, IMAGE))
 _ENTER = {
     HEADING: _Walk._enter_heading,
     BREAK: _Walk._enter_break,
@@ -344,12 +341,8 @@ _ENTER = {
     FORM: _Walk._enter_form,
 }
 _LEAVE = {
-    BLOCK: _Walk._leave_block,
-    HEADING: _Walk._leave_block,
-    FORM: _Walk._leave_block,
     PICTURE: _Walk._leave_picture,
     PRE: _Walk._leave_pre,
-    LINK: _Walk._leave_link,
     CELL: _Walk._leave_cell,
     CAPTION: _Walk._leave_caption,
     FIGURE: _Walk._leave_figure,

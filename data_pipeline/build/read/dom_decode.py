@@ -55,13 +55,13 @@ def decode(page: bytes, content_type: str = "") -> str:
     for mark, codec in _MARKS:
         if page.startswith(mark):
             return page[len(mark) :].decode(codec, errors="replace")
-    declared = list(_declared(page, content_type))
-    if "iso2022_jp" not in declared:  # the one whose bytes are all ASCII
+    # Bytes of ISO-2022-JP, which it escapes by this one, are all ASCII.
+    if b"\x1b" not in page or "iso2022_jp" not in _declared(page, content_type):
         try:
             return page.decode("utf-8")
         except UnicodeDecodeError:
             pass
-    for codec in declared:
+    for codec in _declared(page, content_type):
         text = page.decode(codec, errors="replace")
         if text.count("\ufffd") <= _MAX_REPLACED * len(text):
             return text

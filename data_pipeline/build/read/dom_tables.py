@@ -11,12 +11,12 @@ from functools import lru_cache
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 # What the walk does at a tag; a tag in no table is INLINE: it goes into the text around it.
-INLINE, PLAIN, TEXT, DROP, BREAK, IMAGE, SOURCE, NOSCRIPT = range(8)
-BLOCK, HEADING, CELL, PRE, LINK, PICTURE, FIGURE, CAPTION, FORM = range(8, 17)
-FIRST_THAT_ENDS = BLOCK  # the walk does something at the end of this kind and those after it
+INLINE, PLAIN, DROP, BREAK, SOURCE, NOSCRIPT, LINK, CELL, PICTURE, IMAGE = range(10)
+BLOCK, HEADING, FORM, PRE, FIGURE, CAPTION = range(10, 16)
+FIRST_THAT_ENDS = LINK  # the walk does something at the end of this kind and those after it
+FIRST_THAT_PARTS = IMAGE  # this kind and those after it part the text before them from that after them
 
 _TAGS = {
-    TEXT: "-text",
     DROP: "applet audio button canvas datalist dialog embed footer frameset head iframe input label legend"
     " map math meter nav noembed noframes object optgroup option progress script select style svg template"
     " textarea title video -comment",
@@ -37,14 +37,22 @@ _TAGS = {
     # Inline tags so common, and so rarely hidden, that their attributes are not looked at.
     PLAIN: "b i em strong u small sub sup font code tt big cite",
 }
-_PROBE = LexborHTMLParser("<body>text<!-- comment -->")
-_NODES = {node.tag: node for node in _PROBE.body.traverse(include_text=True)}
-# By the parser's number of a tag, which it tells in a third of the time of the name.
-KINDS = {
-    (_NODES.get(tag) or _PROBE.create_node(tag)).tag_id: kind
+_PROBE = LexborHTMLParser("<body><!-- comment -->")
+_COMMENT = next(node for node in _PROBE.body.traverse() if node.tag == "-comment")
+
+
+class _Kinds(dict[int, int]):
+    """By the parser's number of a tag, which it tells in a third of the time of the name."""
+
+    def __missing__(self, tag_id: int) -> int:
+        return INLINE
+
+
+KINDS = _Kinds(
+    ((_COMMENT if tag == "-comment" else _PROBE.create_node(tag)).tag_id, kind)
     for kind, tags in _TAGS.items()
     for tag in tags.split()
-}
+)
 
 _TELLING = frozenset(("hidden", "aria-hidden", "style", "role", "id"))
 _ROLES = frozenset(

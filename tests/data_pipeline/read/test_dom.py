@@ -122,6 +122,12 @@ def test_links_that_come_three_times_are_furniture_and_a_sentence_is_not():
     assert texts("<p><a name=x>Refrain</a></p>" * 4) == ["Refrain"] * 4
     assert texts("<p><a href=2>Read more</a></p>" * 2) == ["Read more"] * 2
     assert texts("<p><a href=2>Read more</a> of it</p>" * 3) == ["Read more of it"] * 3
+    assert texts("<pre><a href=2>Read  more</a></pre>" * 3) == []
+    assert texts("<pre><a href=2>Read  more</a></pre>" * 2 + "<p><a href=2>Read more</a></p>") == [
+        "Read  more",
+        "Read  more",
+        "Read more",
+    ]
 
 
 def test_a_figure_caption_follows_its_image_also_where_the_page_shows_it_above():
@@ -154,6 +160,7 @@ def test_a_figure_caption_follows_its_image_also_where_the_page_shows_it_above()
         ("<img data-src=x.png>", "https://h.org/a/x.png"),
         (f"<img src='{GIF}' data-original=x.png>", "https://h.org/a/x.png"),
         ("<img src=/i/blank.gif data-lazy-src=x.png>", "https://h.org/a/x.png"),
+        ("<img src=/i/Spacer.GIF?1 data-lazy-src=x.png>", "https://h.org/a/x.png"),
         ("<img src=s.png srcset='m.png 640w, l.png 1600w, xxl.png 4000w'>", "https://h.org/a/l.png"),
         ("<img src=s.png srcset='m.png, l.png 2x,xl.png 3x'>", "https://h.org/a/l.png"),
         ("<img src=s.png srcset='/r/w_400,c_fit/m.png 400w, /r/w_800,c_fit/l.png 800w'>",
@@ -249,6 +256,7 @@ def test_srcset_without_sense_gives_no_candidate_and_takes_no_time():
         (b"<meta charset=koi8-r>" + "привет".encode("koi8-r"), "", "<meta charset=koi8-r>привет"),
         ("日本".encode("shift_jis"), "text/html; charset=Shift_JIS", "日本"),
         ("日本".encode("iso2022_jp"), "text/html; charset=iso-2022-jp", "日本"),
+        ("日本".encode(), "text/html; charset=iso-2022-jp", "日本"),
         ("日本".encode("shift_jis") * 200 + b"\x81", "text/html;charset=shift_jis", "日本" * 200 + "\ufffd"),
         ("“ä”".encode("cp1252"), "text/html; charset=iso-8859-1", "“ä”"),
         (b"\xe4", "text/html; charset=punycode", "ä"),
