@@ -90,20 +90,22 @@ def start_sharded(
     world: World,
 ) -> None:
     """As `start`, on a model that was made on the meta device: each rank keeps its part (all ranks)."""
-    with shards.gathered_where_read():
-        if before is None:
-            fill(model, stored_parts(model, backbones), shards.cut, world)
+    parts = {} if before else stored_parts(model, backbones)  # first: below, transformers would cut it too
+    if before is None:
+        fill(model, stored_parts(model, backbones), shards.cut, world)
+        with shards.gathered_where_read():
             attach(model, train)
-        else:
-            origin = str(before.path)
-            theirs = lazily(before.path) if world.is_main else {}
-            shapes = from_main(world, {name: tensor.shape for name, tensor in theirs.items()})
-            weights = theirs or {name: Stored(shape, _read_by_rank_0) for name, shape in shapes.items()}
+    else:
+        origin = str(before.path)
+        theirs = lazily(before.path) if world.is_main else {}
+        shapes = from_main(world, {name: tensor.shape for name, tensor in theirs.items()})
+        weights = theirs or {name: Stored(shape, _read_by_rank_0) for name, shape in shapes.items()}
 
-            def load(merged: Mapping[str, Stored]) -> None:
-                names = fitting(model, {name: tensor.shape for name, tensor in merged.items()}, origin)
-                fill(model, {own: merged[given] for own, given in names.items()}, shards.cut, world)
+        def load(merged: Mapping[str, Stored]) -> None:
+            names = fitting(model, {name: tensor.shape for name, tensor in merged.items()}, origin)
+            fill(model, {own: merged[given] for own, given in names.items()}, shards.cut, world)
 
+        with shards.gathered_where_read():
             hand_on(model, weights, _trained_by(before), train, load)
     shards.finish(model)
 
