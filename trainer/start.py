@@ -90,7 +90,6 @@ def start_sharded(
     world: World,
 ) -> None:
     """As `start`, on a model that was made on the meta device: each rank keeps its part (all ranks)."""
-    parts = {} if before else stored_parts(model, backbones)  # first: below, transformers would cut it too
     if before is None:
         fill(model, stored_parts(model, backbones), shards.cut, world)
         with shards.gathered_where_read():
