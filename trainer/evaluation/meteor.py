@@ -14,6 +14,7 @@ from data_pipeline.errors import DataError
 
 UNASKED = 1000
 """Images for which METEOR is computed without being asked for."""
+_ENDED = "METEOR's program ended early; it asks for 2 GB of memory"
 
 _SEPARATOR = " ||| "
 
@@ -30,21 +31,29 @@ def why_not(images: int, asked: bool = False) -> str | None:
 
 
 def meteor(hyps: Sequence[Sequence[str]], refs: Sequence[Sequence[Sequence[str]]]) -> float:
-    """The score of a set of tokenised captions, each with its references."""
+    """The score of a set of tokenised captions, each with its references. DataError: its program failed."""
+    try:
+        return _asked(hyps, refs)
+    except BrokenPipeError:
+        raise DataError(_ENDED) from None
+
+
+def _asked(hyps: Sequence[Sequence[str]], refs: Sequence[Sequence[Sequence[str]]]) -> float:
     command = ["java", "-Xmx2G", "-jar", str(_jar()), "-", "-", "-stdio", "-l", "en", "-norm"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
     ) as java:
         assert java.stdin
         assert java.stdout
+        questions, answers = java.stdin, java.stdout
 
         def ask(*parts: str, lines: int = 1) -> list[str]:
-            java.stdin.write(" ||| ".join(parts) + "\n")  # type: ignore[union-attr]
-            java.stdin.flush()  # type: ignore[union-attr]
-            answers = [java.stdout.readline().strip() for _ in range(lines)]  # type: ignore[union-attr]
-            if not all(answers):
-                raise DataError(f"METEOR's program ended early, with code {java.wait()}")
-            return answers
+            questions.write(" ||| ".join(parts) + "\n")
+            questions.flush()
+            found = [answers.readline().strip() for _ in range(lines)]
+            if not all(found):
+                raise DataError(_ENDED)
+            return found
 
         counts = [
             ask("SCORE", *map(_plain, references), _plain(hyp))[0]
@@ -52,7 +61,7 @@ def meteor(hyps: Sequence[Sequence[str]], refs: Sequence[Sequence[Sequence[str]]
         ]
         # A line for each caption, and the last one for the set.
         *_, whole = ask("EVAL", *counts, lines=len(hyps) + 1)
-        java.stdin.close()
+        questions.close()
     return float(whole)
 
 

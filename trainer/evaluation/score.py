@@ -67,7 +67,7 @@ def _meteor(predictions: Path, references: Path, asked: bool) -> dict[str, Any]:
     hyps = [tokenize(captions[i]) for i in truths]
     try:
         return {"METEOR": meteor(hyps, [[tokenize(c) for c in of_one] for of_one in truths.values()])}
-    except DataError as e:  # it asks for 2 GB of memory; the other scores stand without it
+    except DataError as e:  # the other scores stand without it
         if asked:
             raise
         return {"left_out": {"METEOR": str(e)}}
