@@ -4,8 +4,8 @@ Shapes: B rows, H heads, G key and value heads, Q queries, T keys, d a head's wi
 """
 
 from collections.abc import Callable
-from functools import cache
-from itertools import pairwise
+from functools import cache, lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -64,20 +64,23 @@ def _attend_in_pieces(
 ) -> torch.Tensor:
     """The same under a dense mask, in pieces: a document costs its own length squared, not its row's."""
     grouped = query.shape[1] != key.shape[1]
-    rows = []
-    for row, lengths in enumerate(pieces(mask)):
-        parts = (t[row, None].split(lengths, 2) for t in (query, key, value))
-        seen, end = [], 0
-        for q, k, v in zip(*parts, strict=True):
-            at = slice(end, end := end + q.shape[2])
-            # Masks of two dimensions or four: under others torch falls back to plain matrix products.
-            piece = mask[row, 0, at, at]
-            out = F.scaled_dot_product_attention(q, k, v, piece, dropout, scale=scaling, enable_gqa=grouped)
-            seen.append(out.transpose(1, 2))
-        rows.append(torch.cat(seen, dim=1))
-    return torch.cat(rows)
+    masks, lengths = [], []
+    for row, found in zip(mask[:, 0], pieces(mask), strict=True):
+        ends = list(accumulate(found))
+        masks += [row[end - n : end, end - n : end] for n, end in zip(found, ends, strict=True)]
+        lengths += found
+    # All rows one after another, [B * T, H, d]: a view of what the projections gave.
+    parts = (t.transpose(1, 2).flatten(0, 1).split(lengths) for t in (query, key, value))
+    seen = []
+    for piece, *three in zip(masks, *parts, strict=True):
+        q, k, v = (t.transpose(0, 1)[None] for t in three)
+        # Masks of two dimensions or four: under others torch falls back to plain matrix products.
+        out = F.scaled_dot_product_attention(q, k, v, piece, dropout, scale=scaling, enable_gqa=grouped)
+        seen.append(out[0].transpose(0, 1))
+    return torch.cat(seen).unflatten(0, (len(mask), -1))
 
 
+@lru_cache(maxsize=1)  # all layers have one mask: by identity, as tensors are hashed
 def pieces(mask: torch.Tensor) -> list[list[int]]:
     """mask bool[B, 1, T, T] -> for each row, the lengths of its pieces, in order: nobody sees across a cut.
 

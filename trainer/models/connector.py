@@ -80,10 +80,12 @@ class PerceiverConnector(nn.Module):
         # [N, L, D], L patches of the longest image: padded behind the largest matrices.
         context = pad_sequence(self.projection(features).split(lengths), batch_first=True)
         tokens = self.latents.expand(len(lengths), -1, -1)
-        places = torch.arange(context.shape[1], device=context.device)
-        real = places < torch.tensor(lengths, device=context.device)[:, None]
-        # Latents see one another too.
-        seen = F.pad(real, (0, tokens.shape[1]), value=True)[:, None, None, :]
+        seen = None
+        if min(lengths) < context.shape[1]:  # without padding no mask, and so the fastest kernels
+            places = torch.arange(context.shape[1], device=context.device)
+            real = places < torch.tensor(lengths, device=context.device)[:, None]
+            # Latents see one another too.
+            seen = F.pad(real, (0, tokens.shape[1]), value=True)[:, None, None, :]
         for layer in self.layers:
             tokens = layer(tokens, context, seen)
         return self.norm(tokens)
@@ -107,8 +109,10 @@ class PerceiverLayer(GradientCheckpointingLayer):
         self.mlp_norm = nn.RMSNorm(width, eps=config.eps)
         self.mlp = GatedMLP(width, 4 * width, width)
 
-    def forward(self, latents: torch.Tensor, context: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """latents [N, K, D], context [N, L, D], seen bool[N, 1, 1, L + K] -> [N, K, D]."""
+    def forward(
+        self, latents: torch.Tensor, context: torch.Tensor, seen: torch.Tensor | None
+    ) -> torch.Tensor:
+        """latents [N, K, D], context [N, L, D], seen bool[N, 1, 1, L + K] or None for all -> [N, K, D]."""
         normed = self.latent_norm(latents)
         source = torch.cat([self.context_norm(context), normed], dim=1)
         query = self.query_norm(self._split(self.query(normed), self.heads))
