@@ -143,6 +143,7 @@ class Stage(_Part):
     activation_checkpointing: bool | dict[Recomputed, PositiveInt] = Field(
         True, description="recompute layers in the backward pass: all, none, or module -> every n-th layer"
     )
+    compile: bool = Field(False, description="torch.compile, by layers: faster steps behind slow first ones")
     ds_config: str = Field("zero3", description="name in ds_configs/, or a path")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
@@ -232,6 +233,16 @@ class Recipe(_Part):
                     f"stage '{stage.name}': train.language: {language.kind} stands beside linear layers, and "
                     "the experts of model.moe are none: their router would never be trained. Train the "
                     "language model in full (language: 1.0), freeze it, or leave model.moe out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_not_compiled(self) -> "Recipe":
+        for stage in self.stages if self.model.moe else ():
+            if stage.compile:
+                raise ValueError(
+                    f"stage '{stage.name}': compile: the experts of model.moe note where tokens go as they "
+                    "run, which compiled code would not. Set compile to false, or leave model.moe out"
                 )
         return self
 

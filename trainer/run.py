@@ -35,11 +35,12 @@ from trainer.models.config import Model
 from trainer.models.freeze import Counted, count_parameters, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
 from trainer.models.moe.experts import require_backend
+from trainer.models.regions import compile_regions
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
-NOT_COMPARED = {"checkpoint_every", "keep_checkpoints"}
+NOT_COMPARED = {"checkpoint_every", "keep_checkpoints", "compile"}
 """Stage fields that may change between a checkpoint and its resume."""
 
 
@@ -109,8 +110,9 @@ def build_run(
     freeze(model, stage.train)
     parameters = count_parameters(model, stage.train)
     model.enable_activation_checkpointing(stage.activation_checkpointing)
+    regions = compile_regions(model) if stage.compile else []
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
-    engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
+    engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas, whole=regions)
 
     stream = open_stream(recipe, stage, run_dir, datasets, tokenizer, rank=world.rank, world_size=world.size)
     state = TrainState()

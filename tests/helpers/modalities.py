@@ -27,6 +27,7 @@ from trainer.models.build import build_model
 from trainer.models.config import CrossAttention, Model
 from trainer.models.freeze import count_parameters, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
+from trainer.models.regions import compile_regions
 from trainer.run import Run
 
 VOCABULARY, START, END, IMAGE = 40, 40, 41, 42
@@ -55,6 +56,11 @@ CASES = {
         train={"connector": 1.0, "new_tokens": 1.0, "language": {"lora": {"rank": 4, "alpha": 8}, "lr": 2.0}},
         model={"connector": PERCEIVER},
         stage={"activation_checkpointing": {"language": 2, "connector": 1}},
+    ),
+    "compiled": Case(
+        train=ALL,
+        model={"connector": PixelShuffle()},
+        stage={"compile": True, "activation_checkpointing": {"language": 2}},
     ),
     "cross-attention": Case(
         train=ALL | {"cross_attention": 2.0},
@@ -197,7 +203,9 @@ class Drawn:
         return {"ledger": 0, "window": 0, "row": self.step}
 
 
-def ranks_train(world: World, names: list[str], steps: int) -> dict[str, list[float]]:
+def ranks_train(
+    world: World, names: list[str], steps: int, backend: str = "inductor"
+) -> dict[str, list[float]]:
     """The loss of each step of each case (all ranks), fp32 under ZeRO-3 with nothing kept whole."""
     losses = {}
     for name in names:
@@ -213,7 +221,8 @@ def ranks_train(world: World, names: list[str], steps: int) -> dict[str, list[fl
             world_size=world.size,
             clip=stage.clip,
         )
-        engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
+        regions = compile_regions(model, backend) if stage.compile else []
+        engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas, whole=regions)
         run = Run(
             recipe=Recipe(name="drawn", model=page_of(CASES[name]), stages=(stage,)),
             stage=stage,

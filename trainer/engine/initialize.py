@@ -6,6 +6,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 
@@ -16,8 +17,14 @@ def initialize(
     *,
     lr: float,
     betas: tuple[float, float],
+    whole: Sequence[nn.Module] = (),
 ) -> deepspeed.DeepSpeedEngine:
-    """The engine over `model` (all ranks). `groups` say what is trained; each may carry an `lr_scale`."""
+    """The engine over `model` (all ranks). `groups` say what is trained; each may carry an `lr_scale`.
+
+    ZeRO-3 gathers the weights of each module of `whole` at once, not layer by layer inside of it.
+    """
+    for module in whole:
+        set_z3_leaf_module(module, True)
     without_shared_memory_operator()
     optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=lr, betas=betas)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
