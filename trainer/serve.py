@@ -1,7 +1,8 @@
 """A Fovea checkpoint behind an OpenAI-compatible chat endpoint, for this machine alone.
 
 GET /v1/models, POST /v1/chat/completions; text and images as data URIs. Requests that wait together are
-decoded together, greedily: `temperature` must be 0 or left out. A message of images alone asks for a caption.
+decoded together. Greedy unless `temperature` is above 0; then `top_p`, `top_k` and `seed` say how tokens are
+drawn. `stop` ends an answer. A message of images alone asks for a caption.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import binascii
 import json
 import os
 import queue
+import secrets
 import sys
 import threading
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from data_pipeline.stream.decode import DecodeError, decode
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.engine.checkpoint import COMPLETE
 from trainer.evaluation.generate import Prompt, generate
+from trainer.evaluation.sampling import Decoding, stops, until_stop
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.trained import open_trained
 
@@ -69,6 +72,10 @@ class _Request(BaseModel):
     messages: list[_Message] = Field(min_length=1, max_length=64)
     max_tokens: int = Field(128, ge=1, le=MAX_NEW_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     n: Literal[1] | None = None
     stream: Literal[False] | None = None
 
@@ -97,8 +104,6 @@ class Chat:
 
     def read(self, request: _Request) -> tuple[Prompt, int]:
         """The prompt, and the token that ends its answer. Raises Refused."""
-        if request.temperature:
-            raise Refused("temperature: this server decodes greedily, give 0")
         if request.model not in (None, self.name):
             raise Refused(f"model: this server serves '{self.name}'")
         sample = _sample(request.messages)
@@ -117,12 +122,46 @@ class Chat:
         )
         return made, self.tokenizer.eos_id if sample.kind == "caption" else self.tokenizer.end_id
 
-    def answer(self, prompts: list[Prompt], limits: list[int], end_id: int) -> list[tuple[list[int], bool]]:
-        """The tokens of each answer, and whether it was cut at its limit."""
+    def answer(
+        self, prompts: list[Prompt], limits: list[int], how: list[Decoding], end_id: int
+    ) -> list["Answer"]:
         rows = generate(
-            self.model, prompts, max_new_tokens=max(limits), eos_id=end_id, pad_id=self.tokenizer.pad_id
+            self.model,
+            prompts,
+            max_new_tokens=max(limits),
+            eos_id=end_id,
+            pad_id=self.tokenizer.pad_id,
+            how=how,
+            text=self.tokenizer.decode,
         )
-        return [(row[:limit], len(row) >= limit) for row, limit in zip(rows, limits, strict=True)]
+        answers = []
+        for row, limit, decoding in zip(rows, limits, how, strict=True):
+            text = self.tokenizer.decode(row[:limit])
+            stopped = stops(text, decoding.stop)
+            cut = len(row) >= limit and not stopped
+            answers.append(Answer(until_stop(text, decoding.stop).strip(), len(row[:limit]), cut))
+        return answers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`tokens`: how many were made. `cut`: the answer has reached its limit before its end."""
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+def _decoding(request: _Request) -> Decoding:
+    """Without a seed, one that nobody knows: whoever samples twice wants two answers."""
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return Decoding(
+        temperature=request.temperature or 0.0,
+        top_k=request.top_k,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        stop=tuple(stop),
+    )
 
 
 def _answers(messages: list[_Message]) -> int:
@@ -176,8 +215,9 @@ def _pixels(url: str) -> bytes:
 class _Job:
     prompt: Prompt
     limit: int
+    how: Decoding
     end_id: int
-    done: "Future[tuple[list[int], bool]]"
+    done: "Future[Answer]"
 
 
 class Batcher:
@@ -189,8 +229,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def ask(self, prompt: Prompt, limit: int, end_id: int) -> tuple[list[int], bool]:
-        job = _Job(prompt, limit, end_id, Future())
+    def ask(self, prompt: Prompt, limit: int, how: Decoding, end_id: int) -> Answer:
+        job = _Job(prompt, limit, how, end_id, Future())
         self._jobs.put(job)
         return job.done.result(_ANSWER_S)
 
@@ -211,7 +251,9 @@ class Batcher:
 
     def _decode(self, jobs: list[_Job]) -> None:
         try:
-            answers = self.chat.answer([j.prompt for j in jobs], [j.limit for j in jobs], jobs[0].end_id)
+            answers = self.chat.answer(
+                [j.prompt for j in jobs], [j.limit for j in jobs], [j.how for j in jobs], jobs[0].end_id
+            )
         except Exception as e:  # noqa: BLE001 - whatever the model raises, each asker must hear of it
             for job in jobs:
                 job.done.set_exception(e)
@@ -264,30 +306,28 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(400, str(e))
             return
         try:
-            tokens, cut = self.server.batcher.ask(prompt, request.max_tokens, end_id)
+            answer = self.server.batcher.ask(prompt, request.max_tokens, _decoding(request), end_id)
         except Exception as e:  # noqa: BLE001 - the client gets a status, the server lives on
             self._fail(500, f"the model failed: {type(e).__name__}")
             return
-        self._reply(200, self._completion(prompt, tokens, cut))
+        self._reply(200, self._completion(prompt, answer))
 
-    def _completion(self, prompt: Prompt, tokens: list[int], cut: bool) -> dict[str, Any]:
-        chat = self.server.chat
-        text = chat.tokenizer.decode(tokens).strip()
+    def _completion(self, prompt: Prompt, answer: Answer) -> dict[str, Any]:
         return {
             "id": "chatcmpl",
             "object": "chat.completion",
-            "model": chat.name,
+            "model": self.server.chat.name,
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": "length" if cut else "stop",
+                    "message": {"role": "assistant", "content": answer.text},
+                    "finish_reason": "length" if answer.cut else "stop",
                 }
             ],
             "usage": {
                 "prompt_tokens": len(prompt.input_ids),
-                "completion_tokens": len(tokens),
-                "total_tokens": len(prompt.input_ids) + len(tokens),
+                "completion_tokens": answer.tokens,
+                "total_tokens": len(prompt.input_ids) + answer.tokens,
             },
         }
 

@@ -165,12 +165,39 @@ def test_models_are_listed(url):
     )  # fmt: skip
 
 
+def said(url, **more):
+    status, page = post(url, ask("hello", **more))
+    assert status == 200, page
+    return page["choices"][0]["message"]["content"], page["choices"][0]["finish_reason"]
+
+
+def test_an_answer_is_drawn_by_its_seed_among_others_and_ends_before_a_stop_word(url):
+    greedy = said(url)
+    assert said(url, temperature=0, seed=5) == said(url, temperature=2, top_k=1) == greedy
+    drawn = said(url, temperature=2, seed=5)
+    assert drawn != greedy
+    with ThreadPoolExecutor(8) as pool:  # together in one batch, each by its own seed
+        beside = list(pool.map(lambda s: said(url, temperature=2, seed=s), (5, 6, 7, 5)))
+    assert beside[0] == beside[3] == drawn
+    assert len({text for text, _ in beside}) > 1
+    assert len({said(url, temperature=2)[0] for _ in range(4)}) > 1  # no seed: another answer each time
+    text = drawn[0]
+    word = text[len(text) // 2 :][:2]
+    assert said(url, temperature=2, seed=5, stop=[word, "never there"]) == (
+        text[: text.index(word)].strip(),
+        "stop",
+    )
+    assert said(url, temperature=2, seed=5, stop="never there") == drawn
+
+
 BAD = {
     "no json": (b"{", 400),
     "no messages": ({"messages": []}, 400),
     "role": ({"messages": [{"role": "root", "content": "x"}]}, 400),
     "last": ({"messages": [{"role": "assistant", "content": "x"}]}, 400),
-    "sampling": (ask("x", temperature=0.7), 400),
+    "temperature": (ask("x", temperature=-1), 400),
+    "top_p": (ask("x", temperature=1, top_p=0), 400),
+    "stop": (ask("x", stop=[""]), 400),
     "stream": (ask("x", stream=True), 400),
     "n": (ask("x", n=2), 400),
     "model": (ask("x", model="gpt"), 400),

@@ -9,7 +9,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from data_pipeline.stream.tokens import Tokenizer
 from trainer.evaluation.captioning import cider, exact_match, tokenize
 from trainer.evaluation.config import Evaluation
 from trainer.evaluation.generate import Prompt, generate
+from trainer.evaluation.sampling import GREEDY, Decoding, until_stop
 from trainer.evaluation.vqa import vqa_accuracy
 from trainer.models.autoregressive import AutoregressiveVLM
 
@@ -47,6 +48,7 @@ class Subject:
     image_tokens: int
     batch: int
     max_new_tokens: int
+    decoding: Decoding = GREEDY
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,17 @@ def evaluate(
 
     VQA accuracy, exact match: shares from 0 to 1. CIDEr: the benchmark's unit. Loss: nats a target token.
     """
+
+    subject = replace(
+        subject,
+        decoding=Decoding(
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=seed * 2**32 % 2**63,  # each item draws by a seed of its own, whatever the batches
+            stop=config.stop,
+        ),
+    )
 
     def items(names: Sequence[str], n: int, fits: Callable[[Sample], bool], render_one: Any) -> list[Item]:
         chosen = {name: sources[name] for name in (names or sources) if name in sources}
@@ -211,9 +224,11 @@ def _answers(subject: Subject, items: list[Item], end_id: int) -> tuple[list[str
                 max_new_tokens=subject.max_new_tokens,
                 eos_id=end_id,
                 pad_id=subject.tokenizer.pad_id,
+                how=[replace(subject.decoding, seed=subject.decoding.seed + i) for i in chunk],
+                text=subject.tokenizer.decode,
             )
             for i, row in zip(chunk, ids, strict=True):
-                texts[i] = subject.tokenizer.decode(row).strip()
+                texts[i] = until_stop(subject.tokenizer.decode(row), subject.decoding.stop).strip()
         written.append(texts)
     return written[0], written[1]
 
