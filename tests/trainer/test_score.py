@@ -232,14 +232,16 @@ def test_meteor_says_why_it_is_left_out(write, capsys, monkeypatch):
     assert why_not(UNASKED + 1, asked=True) is None
 
 
-@pytest.mark.parametrize("program", ["exit 3", "read line; exit 3", "sleep 0.3"])
+@pytest.mark.parametrize("program", ["exit 3", "cat > /dev/null & sleep 0.3"])
 def test_a_program_that_fails_costs_meteor_and_nothing_else(write, capsys, tmp_path, monkeypatch, program):
     java = tmp_path / "java"
     java.write_text(f"#!/bin/sh\n{program}\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(meteor_file, "_jar", lambda: Path("meteor.jar"))
-    files = write(CAPTIONS, {"annotations": CAPTION_REFERENCES})
+    # More than a pipe holds: the program is gone before all of it is written.
+    long = {"image_id": 1, "caption": "a dog " * 20_000}
+    files = write(CAPTIONS, {"annotations": [*CAPTION_REFERENCES, long]})
     result = verb("captions", *files, capsys)
     assert "ended early" in result["left_out"]["METEOR"]
     assert "CIDEr" in result
