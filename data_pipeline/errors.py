@@ -43,6 +43,18 @@ class TransientError(FoveaError):
     exit_code = 75
 
 
+class NoProgressError(FoveaError):
+    """Restarts that lead nowhere: whoever repeats commands should stop."""
+
+    exit_code = 93
+
+
+class PreemptedError(FoveaError):
+    """Stopped on request, with everything saved; the same command goes on."""
+
+    exit_code = 143
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

@@ -1,21 +1,28 @@
 """`fovea`: thin verbs. What a verb needs is imported inside it, so `fovea --help` loads no torch."""
 
 import argparse
+import hashlib
 import json
 import logging
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
-from trainer.launch import end_with_launcher, is_rank, launch, only_one, report_error
+from trainer.launch import end_with_launcher, is_rank, launch, report_error
+from trainer.signals import abandoning
+
+if TYPE_CHECKING:
+    from trainer.config import Recipe, Stage
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="resume although the dataset is another one than before; its order begins anew",
     )
+    p.add_argument(
+        "--time-limit",
+        metavar="HH:MM:SS",
+        help="save and end with code 75 before so much time is over; also seconds (Slurm's end of the job)",
+    )
+    p.add_argument("--faults", default="", help=argparse.SUPPRESS)  # docs/reliability.md
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
     p = add_verb(
@@ -242,53 +255,96 @@ def _train(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     stage = recipe.stage(args.stage)
-    if not is_rank():
-        if args.nproc < 1:
-            raise ConfigError(f"--nproc {args.nproc}: at least 1 rank is needed")
-        from trainer.engine.ds_config import read_ds_config
-        from trainer.stage_stream import open_datasets
+    return _train_rank(args, recipe, stage) if is_rank() else _train_all(args, recipe, stage)
 
-        stage.accumulation(args.nproc)
-        read_ds_config(stage.ds_config)
-        open_datasets(recipe, args.run)
-        argv = ["train", str(args.recipe), "--stage", stage.name, "--run", str(args.run), *args.overrides]
-        argv += ["--accept-changed-data"] if args.accept_changed_data else []
-        with only_one(args.run / stage.name):
-            launch(argv, args.nproc)
-        return 0
 
+def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> int:
+    """Start the ranks; what can be refused without them is refused here, before torch is imported."""
+    if args.nproc < 1:
+        raise ConfigError(f"--nproc {args.nproc}: at least 1 rank is needed")
+    from trainer.engine.attempts import Attempt, note_end, refuse_held
+    from trainer.engine.ds_config import read_ds_config
+    from trainer.engine.faults import parse_faults
+    from trainer.engine.requests import parse_limit, refuse_stop_file
+    from trainer.stage_stream import open_datasets
+
+    stage.accumulation(args.nproc)
+    read_ds_config(stage.ds_config)
+    parse_faults(args.faults)
+    open_datasets(recipe, args.run)
+    stage_dir = args.run / stage.name
+    refuse_stop_file(stage_dir)
+    refuse_held(stage_dir, Attempt.here(_trained(recipe, stage, args.nproc)))
+    argv = ["train", str(args.recipe), "--stage", stage.name, "--run", str(args.run), *args.overrides]
+    argv += ["--accept-changed-data"] if args.accept_changed_data else []
+    argv += ["--faults", args.faults] if args.faults else []
+    if args.time_limit:
+        parse_limit(args.time_limit)
+        argv += ["--time-limit", args.time_limit]
+    try:
+        launch(argv, args.nproc)
+    except FoveaError as e:
+        note_end(stage_dir, os.getpid(), e.exit_code)
+        raise
+    return 0
+
+
+def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> int:
+    from trainer.engine.faults import parse_faults
+    from trainer.engine.requests import Requests, deadline_of, stop_files
+
+    stage_dir = args.run / stage.name
+    watched = stop_files(stage_dir) if os.environ["RANK"] == "0" else ()
+    requests = Requests(deadline_of(args.time_limit, time.time(), time.monotonic()), watched)
+    requests.listen()
     end_with_launcher()
     _quiet_libraries()
     from trainer.distributed import close_world, init_world, lost_peers_are_transient
+    from trainer.engine.oversight import owned
     from trainer.loop import train
     from trainer.models.freeze import describe
     from trainer.run import build_run
 
     world = init_world()
-    run = build_run(recipe, stage, args.run, world, accept_changed_data=args.accept_changed_data)
-    if world.is_main:
-        start = run.state.step
-        if start == stage.steps:
-            print(f"{stage.name}: finished already, at step {start}")
-        elif start:
-            print(f"{stage.name}: resuming after step {start}")
-        else:
-            print("\n".join(describe(run.parameters)))
-    with lost_peers_are_transient(world):
-        train(run)
+    trained, faults = _trained(recipe, stage, world.size), parse_faults(args.faults)
+    try:
+        with lost_peers_are_transient(world), owned(world, stage_dir, trained, requests, faults) as oversight:
+            run = build_run(recipe, stage, args.run, world, accept_changed_data=args.accept_changed_data)
+            if world.is_main:
+                start = run.state.step
+                if start == stage.steps:
+                    print(f"{stage.name}: finished already, at step {start}")
+                elif start:
+                    print(f"{stage.name}: resuming after step {start}")
+                else:
+                    print("\n".join(describe(run.parameters)))
+            train(run, oversight)
+    except FoveaError as e:
+        if requests.abandoned:  # the interpreter's end would wait for the thread that waits for data
+            report_error(e)
+            sys.stdout.flush()
+            os._exit(e.exit_code)
+        raise
     close_world()
     return 0
 
 
-def _eval(args: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from data_pipeline.manifest import write_json
-    from trainer.evaluation.suite import describe
-    from trainer.trained import evaluate_trained, open_trained
+def _trained(recipe: "Recipe", stage: "Stage", ranks: int) -> str:
+    """A digest of what an attempt trains: another one is a new beginning."""
+    page = [part.model_dump(mode="json") for part in (recipe.model, recipe.data, stage)]
+    return hashlib.sha256(json.dumps([recipe.seed, ranks, page], sort_keys=True).encode()).hexdigest()
 
-    results = evaluate_trained(open_trained(args.checkpoint))
-    if args.out:
-        write_json(args.out, results)
+
+def _eval(args: argparse.Namespace) -> int:
+    with abandoning("the evaluation"):  # its results are written at its end
+        _quiet_libraries()
+        from data_pipeline.manifest import write_json
+        from trainer.evaluation.suite import describe
+        from trainer.trained import evaluate_trained, open_trained
+
+        results = evaluate_trained(open_trained(args.checkpoint))
+        if args.out:
+            write_json(args.out, results)
     print(describe(results))
     return 0
 

@@ -4,7 +4,6 @@ Under torchrun the environment already names the rank, and nothing is started.
 """
 
 import ctypes
-import fcntl
 import os
 import signal
 import socket
@@ -12,17 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.errors import FoveaError, PreflightError, TransientError, shown
+from data_pipeline.errors import FoveaError, TransientError, shown
+from trainer.signals import forwarding, stopped_by
 
 GRACE_S = 30.0
 """Seconds that the other ranks get to end by themselves once one has failed."""
 
 KILLED_GRACE_S = 3.0
 """The same once one was killed: nothing is left to agree on."""
+
+STOPPED_GRACE_S = 10.0
+"""The same once one has stopped on request: what there was to save is saved."""
 
 ERROR_FILE = "FOVEA_ERROR_FILE"
 """Environment variable: where a rank leaves its error for the launcher."""
@@ -38,28 +39,34 @@ def is_rank() -> bool:
 def launch(argv: list[str], nproc: int) -> None:
     """Run `fovea argv...` as `nproc` ranks on this machine. One rank's failure ends the others.
 
-    Raises the error of the rank that failed by itself; TransientError where a rank was killed.
+    Raises the error of the rank that failed by itself; TransientError where a rank was killed. Signals that
+    ask to stop go to all ranks, once; where the ranks could not answer, the error is that of the signal.
     """
     port = _free_port()
     threads = str(max(1, (os.cpu_count() or 1) // nproc))
     with tempfile.TemporaryDirectory() as said:
-        ranks = []
-        for rank in range(nproc):
-            env = {
-                "OMP_NUM_THREADS": threads,
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(nproc),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                ERROR_FILE: str(Path(said) / str(rank)),
-            }
-            ranks.append(subprocess.Popen([sys.executable, "-m", "trainer.cli", *argv], env=env))
-        with _forward_signals(ranks):
-            codes = _wait(ranks)
+        ranks: list[subprocess.Popen[bytes]] = []
+        with forwarding(ranks) as asked:
+            for rank in range(nproc):
+                env = {
+                    "OMP_NUM_THREADS": threads,
+                    **os.environ,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(nproc),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    ERROR_FILE: str(Path(said) / str(rank)),
+                }
+                ranks.append(subprocess.Popen([sys.executable, "-m", "trainer.cli", *argv], env=env))
+            for r in ranks if asked else ():
+                r.send_signal(asked[0])  # those that were not there yet when it came
+            codes = _wait(ranks, asked)
         if any(codes):
-            raise _root_cause(codes, [_read_error(Path(said) / str(rank)) for rank in range(nproc)])
+            errors = [_read_error(Path(said) / str(rank)) for rank in range(nproc)]
+            if asked and not any(errors) and all(c in (0, -asked[0]) for c in codes):
+                raise stopped_by(asked[0], "stopped before training began")
+            raise _root_cause(codes, errors)
 
 
 def end_with_launcher() -> None:
@@ -77,26 +84,7 @@ def report_error(error: FoveaError) -> None:
         sys.stderr.write(f"fovea: {shown(error)}\n")
 
 
-@contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Refuse a second process on the same directory. The kernel frees the lock when its holder dies."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise PreflightError(
-                f"{directory} is in use by {lock.read().strip() or 'another process'}.\n"
-                "  Wait for it, stop it, or choose another --run directory."
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield
-
-
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+def _wait(ranks: list[subprocess.Popen[bytes]], asked: list[int]) -> list[int]:
     """Exit codes once all have ended; 0 for ranks that had to be stopped because another failed."""
     while all(r.poll() in (None, 0) for r in ranks):
         if all(r.poll() == 0 for r in ranks):
@@ -104,7 +92,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
         time.sleep(0.05)
     # Ranks that agreed on an error end together, each with its own code: let them finish.
     killed = any((r.poll() or 0) < 0 for r in ranks)
-    deadline = time.monotonic() + (KILLED_GRACE_S if killed else GRACE_S)
+    grace_s = KILLED_GRACE_S if killed else STOPPED_GRACE_S if asked else GRACE_S
+    deadline = time.monotonic() + grace_s
     while any(r.poll() is None for r in ranks) and time.monotonic() < deadline:
         time.sleep(0.05)
     codes = [r.poll() or 0 for r in ranks]
@@ -118,6 +107,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
 def _root_cause(codes: list[int], said: list[str | None]) -> FoveaError:
     """The failure that the others followed from: an error of a rank's own, then a kill, then a lost peer."""
     own = [i for i, c in enumerate(codes) if c > 0 and c != TransientError.exit_code]
+    own.sort(key=lambda i: said[i] is None)  # one that broke because its peer stopped says nothing itself
     killed = [i for i, c in enumerate(codes) if c < 0]
     if own:
         error = FoveaError(said[own[0]] or f"rank {own[0]} failed; its own message stands above.")
@@ -129,28 +119,12 @@ def _root_cause(codes: list[int], said: list[str | None]) -> FoveaError:
             f"rank {killed[0]} was ended by {name}; the other ranks were stopped.\n"
             "  Repeat the same command: training resumes from the newest verified checkpoint."
         )
-    return TransientError(next((m for m in said if m), "a rank ended too early") + "\n  Repeat the command.")
+    first = next((m for m in said if m), "a rank ended too early")
+    return TransientError(first if "\n" in first else f"{first}\n  Repeat the command.")
 
 
 def _read_error(file: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.exists() else None
-
-
-@contextmanager
-def _forward_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on, so that no rank outlives the launcher."""
-
-    def forward(number: int, _frame: object) -> None:
-        for r in ranks:
-            if r.poll() is None:
-                r.send_signal(number)
-
-    before = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 def _free_port() -> int:

@@ -9,6 +9,8 @@ from data_pipeline.errors import NumericError
 from trainer.distributed import all_sum
 from trainer.engine import checkpoint
 from trainer.engine.initialize import set_lr
+from trainer.engine.oversight import Oversight
+from trainer.engine.requests import Stopped
 from trainer.engine.schedule import lr_factor
 from trainer.engine.state import TrainState
 from trainer.models.moe.layer import routing_of
@@ -16,25 +18,51 @@ from trainer.observe.sinks import Metrics
 from trainer.run import Run
 
 
-def train(run: Run) -> None:
-    """Steps until the stage is done (all ranks). A finished stage does nothing."""
+def train(run: Run, oversight: Oversight | None = None) -> None:
+    """Steps until the stage is done (all ranks). A finished stage does nothing.
+
+    Where `oversight` asks to stop, what is not saved yet is saved, and the error that says so is raised.
+    """
+    oversight = oversight or Oversight()
+    try:
+        _steps(run, oversight)
+    finally:
+        for sink in run.sinks:
+            sink.close()
+
+
+def _steps(run: Run, oversight: Oversight) -> None:
     stage = run.stage
+    saved = run.state.step
+    oversight.requests.begin()
     while run.state.step < stage.steps:
         began = time.perf_counter()
-        metrics = train_step(run)
+        try:
+            metrics = train_step(run, oversight)
+        except Stopped as request:
+            if run.state.step > saved:
+                _save(run, oversight)
+            step = run.state.step
+            at = f"after step {step} of {stage.steps}, which is saved" if step else "before its first step"
+            raise request.error(f"stage '{stage.name}' stopped {at}") from None
         metrics["step_s"] = time.perf_counter() - began
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
         for sink in run.sinks:
             sink.write(metrics)
         if run.state.step % stage.checkpoint_every == 0 or run.state.step == stage.steps:
-            checkpoint.save(
-                run.engine, run.stage_dir, run.state, run.fingerprints, run.world, stage.keep_checkpoints
-            )
-    for sink in run.sinks:
-        sink.close()
+            _save(run, oversight)
+            saved = run.state.step
 
 
-def train_step(run: Run) -> Metrics:
+def _save(run: Run, oversight: Oversight) -> None:
+    def save() -> None:
+        keep = run.stage.keep_checkpoints
+        checkpoint.save(run.engine, run.stage_dir, run.state, run.fingerprints, run.world, keep)
+
+    oversight.saving(run.world, run.state.step, save)
+
+
+def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
     """One optimizer step over one global batch (all ranks).
 
     The loss is the sum over target tokens / the number of target tokens, over all ranks and micro-batches:
@@ -42,6 +70,7 @@ def train_step(run: Run) -> Metrics:
     over tokens (trainer/models/moe/routing.py), and is not in the loss that is reported.
     """
     stage, engine, world = run.stage, run.engine, run.world
+    oversight = oversight or Oversight()
     step = run.state.step
     lr = stage.lr * lr_factor(
         step,
@@ -52,9 +81,11 @@ def train_step(run: Run) -> Metrics:
     )
     set_lr(engine, lr)
 
-    batches = run.stream.next()
+    batches = oversight.batches(run.stream)
     counts = [(b.target_tokens, int((b.document_ids > 0).sum()), len(b.grids)) for b in batches]
-    targets, tokens, images = all_sum(world, *(sum(c) for c in zip(*counts, strict=True)))
+    sums = [sum(c) for c in zip((0, 0, 0), *counts, strict=True)]
+    targets, tokens, images, *votes = all_sum(world, *sums, *oversight.votes())
+    oversight.decide(votes)
 
     # DeepSpeed divides by accumulation and averages over ranks; undo both, divide by the targets of all.
     summed = world.size * run.accumulation
@@ -82,6 +113,7 @@ def train_step(run: Run) -> Metrics:
             f"--stage {stage.name} --step {step + 1}"
             "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
         )
+    oversight.strike(world, step + 1)
     run.gradients.check(world)  # of the first step; later ones are not watched
     engine.step()
     norm = engine.get_global_grad_norm()

@@ -17,6 +17,7 @@ class Ahead(Generic[T]):
         self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._error: BaseException | None = None
+        self._held: tuple[T | None, BaseException | None] | None = None
         # The thread must not hold `self`: a stream that nobody needs any more then ends its thread.
         self._thread = threading.Thread(
             target=_run, args=(items, self._ready, self._stop), name="stream-ahead", daemon=True
@@ -25,9 +26,19 @@ class Ahead(Generic[T]):
         # Also at the interpreter's exit: a thread inside native code must not outlive what it calls.
         self._end = weakref.finalize(self, _end, self._stop, self._thread)
 
+    def ready(self, seconds: float) -> bool:
+        """Wait that long at most; True once `next` would not wait."""
+        if self._error is None and self._held is None:
+            try:
+                self._held = self._ready.get(timeout=seconds)
+            except queue.Empty:
+                return False
+        return True
+
     def next(self) -> T:
         if self._error is None:
-            item, self._error = self._ready.get()
+            item, self._error = self._held or self._ready.get()
+            self._held = None
             if self._error is None:
                 return item
         raise self._error

@@ -114,10 +114,7 @@ class Stream:
 
     def next(self) -> list[Batch]:
         """This rank's micro-batches of the next step, in the order of accumulation."""
-        if self._ahead is None:
-            self._faults = Faults()
-            self._ahead = Ahead(self._made(self._cursor), _DEPTH)
-        step, made = self._ahead.next()
+        step, made = self._started().next()
         self._write(self._left_out(step.plan))
         self._judge([fault for m in made for fault in m.met])
         self.fill, self.samples, self.imbalance = step.plan.fill, step.plan.rows.digest, _imbalance(step)
@@ -125,6 +122,10 @@ class Stream:
         self._cursor = step.plan.after
         self.step += 1
         return [m.batch for m in made]
+
+    def ready(self, seconds: float) -> bool:
+        """Wait that long at most for the next step; True once `next` would not wait for it."""
+        return self._started().ready(seconds)
 
     def skip(self, steps: int) -> None:
         """Pass over steps without making their batches: as if `next` had been called so often."""
@@ -179,6 +180,12 @@ class Stream:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+
+    def _started(self) -> Ahead[tuple[_Step, list[Made]]]:
+        if self._ahead is None:
+            self._faults = Faults()
+            self._ahead = Ahead(self._made(self._cursor), _DEPTH)
+        return self._ahead
 
     def _plan_ledger(self) -> Planner:
         seed = self._seed

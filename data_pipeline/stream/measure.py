@@ -14,7 +14,7 @@ from pathlib import Path
 from data_pipeline.errors import TransientError
 from data_pipeline.stream.chat import Unusable
 from data_pipeline.stream.faults import BrokenSample
-from data_pipeline.stream.processes import forkserver
+from data_pipeline.stream.processes import end_on_request, forkserver
 from data_pipeline.stream.rendering import Rendering
 from data_pipeline.stream.sizes import Chunk, Sizes, VariantSizes, write_sizes
 from data_pipeline.stream.source import Source
@@ -84,6 +84,7 @@ _held: tuple[Source, Rendering]
 def _hold(source: Source, rendering: Rendering) -> None:
     """Once in each worker process: unpickled for every chunk, the two would cost more than the work."""
     global _held
+    end_on_request()
     _held = (source, rendering)
 
 

@@ -5,10 +5,9 @@ import sys
 import time
 
 import psutil
-import pytest
 
-from data_pipeline.errors import DataError, PreflightError, TransientError
-from trainer.launch import ERROR_FILE, _root_cause, only_one, report_error
+from data_pipeline.errors import DataError, TransientError
+from trainer.launch import ERROR_FILE, _root_cause, report_error
 
 
 def test_a_rank_s_own_error_comes_before_the_peers_it_took_along():
@@ -28,6 +27,11 @@ def test_a_rank_that_said_nothing_keeps_its_exit_code():
     assert "rank 0" in str(error)
 
 
+def test_a_rank_that_stopped_on_request_comes_before_the_peer_that_broke_for_it():
+    error = _root_cause([1, 143], [None, "stopped after step 5"])
+    assert (str(error), error.exit_code) == ("stopped after step 5", 143)
+
+
 def test_an_error_goes_to_the_launcher_where_there_is_one_and_else_to_the_screen(
     tmp_path, monkeypatch, capsys
 ):
@@ -38,14 +42,6 @@ def test_an_error_goes_to_the_launcher_where_there_is_one_and_else_to_the_screen
     monkeypatch.delenv(ERROR_FILE)
     report_error(DataError("gone"))
     assert capsys.readouterr().err == "fovea: gone\n"
-
-
-def test_a_directory_is_held_by_one_process_and_free_again_afterwards(tmp_path):
-    with only_one(tmp_path):
-        with pytest.raises(PreflightError, match="in use"):
-            only_one(tmp_path).__enter__()
-        assert (tmp_path / ".lock").read_text().startswith("process ")
-    only_one(tmp_path).__enter__()
 
 
 def test_ranks_end_with_a_launcher_that_was_killed(run_dir):
@@ -68,10 +64,10 @@ def test_a_data_error_that_one_rank_alone_meets_ends_all_with_its_message(run_di
         "import trainer.loop as loop, os\n"
         "from data_pipeline.errors import DataError\n"
         "step = loop.train_step\n"
-        "def broken(run):\n"
+        "def broken(run, oversight):\n"
         "    if run.world.rank == 1 and run.state.step == 2:\n"
         "        raise DataError('sample 42 is bad')\n"
-        "    return step(run)\n"
+        "    return step(run, oversight)\n"
         "loop.train_step = broken\n"
     )
     (run_dir / "sitecustomize.py").write_text(

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from trainer.launch import only_one
+from trainer.engine.attempts import Attempt, Lease
 
 
 def assert_says(done, code, *parts):
@@ -83,8 +83,9 @@ def test_an_unknown_ds_config(run_dir, fovea):
 
 
 def test_a_second_process_on_the_same_stage(run_dir, fovea):
-    with only_one(run_dir / "align"):
-        assert_says(train(fovea, run_dir), 3, "in use", run_dir / "align")
+    lease = Lease.take(run_dir / "align", Attempt.here("recipe"))
+    assert_says(train(fovea, run_dir), 3, "in use", run_dir / "align")
+    lease.release(0)
 
 
 def test_a_checkpoint_that_is_none(run_dir, fovea):

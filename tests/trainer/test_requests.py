@@ -1,0 +1,130 @@
+"""Requests to stop: who sees them, which one counts, and when there is still time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipeline.errors import ConfigError, PreemptedError, PreflightError, TransientError
+from trainer.engine import requests
+from trainer.engine.faults import Fault, parse_faults
+from trainer.engine.requests import (
+    REASONS,
+    Requests,
+    Stopped,
+    deadline_of,
+    decide,
+    parse_limit,
+    refuse_stop_file,
+)
+
+
+@pytest.fixture
+def listening():
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    request = Requests()
+    request.listen()
+    yield request
+    for s, handler in before.items():
+        signal.signal(s, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)]
+)
+def test_a_signal_is_noted_once_training_has_begun_and_ends_what_comes_before_it_at_once(
+    listening, number, code
+):
+    with pytest.raises((PreemptedError, TransientError)) as ended:
+        os.kill(os.getpid(), number)
+    assert ended.value.exit_code == code
+    listening.begin()
+    os.kill(os.getpid(), number)
+    with pytest.raises(Stopped) as stopped:
+        decide(listening.votes())
+    assert stopped.value.error("stopped").exit_code == code
+
+
+def test_without_a_request_nobody_votes(listening):
+    assert listening.votes() == [0.0] * len(REASONS)
+    decide(listening.votes())
+
+
+@pytest.mark.parametrize(("pause", "code"), [(0.0, 0), (1.2, -signal.SIGINT)])
+def test_a_second_interrupt_ends_at_once_where_it_is_not_the_first_one_told_twice(pause, code):
+    program = (
+        "import os, signal, time; from trainer.engine.requests import Requests\n"
+        "r = Requests(); r.listen(); r.begin()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        f"time.sleep({pause})\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
+
+
+def test_of_several_reasons_all_ranks_take_the_same():
+    sums = [float(reason in (signal.SIGUSR1, "time limit", signal.SIGTERM)) for reason in REASONS]
+    with pytest.raises(Stopped) as stopped:
+        decide(sums)
+    assert stopped.value.reason == signal.SIGTERM
+
+
+def test_a_limit_is_seconds_or_hours_minutes_seconds():
+    assert [parse_limit(t) for t in ("90", "01:30", "00:01:30", "01:00:00")] == [90, 90, 90, 3600]
+    for wrong in ("", "1h", "-5", "1:2:3:4", "0", "1:", "1.5"):
+        with pytest.raises(ConfigError, match="HH:MM:SS"):
+            parse_limit(wrong)
+
+
+def test_the_earlier_of_the_limit_and_slurm_s_end_counts(monkeypatch):
+    monkeypatch.delenv(requests.END_TIME, raising=False)
+    assert deadline_of(None, now=1000.0, monotonic=50.0) is None
+    assert deadline_of("60", now=1000.0, monotonic=50.0) == 110
+    monkeypatch.setenv(requests.END_TIME, "1020")
+    assert deadline_of("60", now=1000.0, monotonic=50.0) == 70
+    assert deadline_of("10", now=1000.0, monotonic=50.0) == 60
+
+
+def test_the_margin_is_learnt_from_saves_and_steps(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    request = Requests(deadline=100.0)
+    assert request.margin.seconds == 10  # a tenth, as nothing was measured
+    request.votes()
+    clock[0] = 4.0
+    request.votes()  # a step of 4 s
+    request.saved_in(20.0)
+    assert request.margin.seconds == 2 * 20 + 1.5 * 4
+    clock[0] = 50.0
+    request.votes()
+    assert request.margin.step_s == 4  # what stood between was a save
+    assert not request.asked()
+    clock[0] = 54.0
+    assert request.asked()
+
+
+def test_a_stop_file_is_seen_within_a_second_by_a_rank_that_looks_for_it(tmp_path):
+    looking, other = Requests(stop_files=requests.stop_files(tmp_path / "align")), Requests()
+    assert not looking.asked()
+    (tmp_path / "STOP").touch()
+    deadline = time.monotonic() + 5
+    while not looking.asked() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(Stopped) as stopped:
+        decide(looking.votes())
+    assert stopped.value.error("stopped").exit_code == 143
+    assert not other.asked()
+    with pytest.raises(PreflightError, match="Delete it"):
+        refuse_stop_file(tmp_path / "align")
+
+
+def test_faults_are_read_and_wrong_ones_are_named():
+    assert parse_faults("kill:1@7,term:0@9") == (Fault("kill", 1, 7), Fault("term", 0, 9))
+    assert parse_faults("") == ()
+    with pytest.raises(ConfigError, match="did you mean 'kill'"):
+        parse_faults("kil:1@7")
+    with pytest.raises(ConfigError, match="KIND:RANK@STEP"):
+        parse_faults("kill@7")

@@ -1,0 +1,306 @@
+"""A stage that is stopped, taken over or started twice: nothing is lost, and the exit codes are right."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from trainer.engine import checkpoint
+from trainer.engine.attempts import Attempt, Lease, Place, attempts_dir
+
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
+
+
+@contextmanager
+def training(run_dir, *words, env=None):
+    """`fovea train` on two ranks, in a process group of its own; nothing of it is left afterwards."""
+    words = ("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2, *words)
+    with started(*words, env=env) as process:
+        yield process
+
+
+@contextmanager
+def started(*words, env=None):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+    try:
+        yield process
+    finally:
+        for p in family_of(process):
+            p.kill()
+        process.wait()
+
+
+def family_of(process):
+    try:
+        return [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def rank(process, number):
+    """That rank, once it is there."""
+    return until(
+        lambda: next(
+            (p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == str(number)),
+            None,
+        )
+    )
+
+
+def held(process, number=0):
+    """That rank, once a fault has stopped it."""
+    found = rank(process, number)
+    return until(lambda: found if found.status() == psutil.STATUS_STOPPED else None, process)
+
+
+def until(look, process=None):
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and (process is None or process.poll() is None):
+        try:
+            if found := look():
+                return found
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+        time.sleep(0.02)
+    raise AssertionError(process.communicate()[0] if process else "not met in time")
+
+
+def catches_sigterm(pid):
+    """Whether the process has a handler of its own."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+
+
+def end(process, seconds=280):
+    output, _ = process.communicate(timeout=seconds)
+    assert "Traceback" not in output, output
+    return process.returncode, output
+
+
+def saved(run_dir):
+    found, rejected = checkpoint.newest(run_dir / "align")
+    assert not rejected
+    return found.step if found else 0
+
+
+def series(metrics, run_dir):
+    return [{k: m[k] for k in EXACT} for m in metrics(run_dir / "align")]
+
+
+def test_a_request_that_one_rank_alone_sees_is_saved_and_the_run_goes_on_as_if_unbroken(
+    run_dir, trained, metrics
+):
+    with training(run_dir, "--faults", "term:1@5") as process:
+        code, output = end(process)
+    assert (code, saved(run_dir)) == (143, 5), output
+    assert "stopped after step 5 of 12, which is saved, asked by SIGTERM" in output
+    assert output.count("asked by SIGTERM") == 1
+    with training(run_dir) as process:
+        code, output = end(process)
+    assert code == 0, output
+    assert "resuming after step 5" in output
+    assert series(metrics, run_dir) == series(metrics, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_after_five_requests_of_all_kinds_the_run_is_the_unbroken_one(run_dir, trained, metrics):
+    for fault, code in (("usr1:0@2", 75), ("int:1@3", 130), ("term:0@4,usr1:1@4", 143)):
+        with training(run_dir, "--faults", fault) as process:
+            assert end(process)[0] == code
+        assert saved(run_dir) == int(fault[-1])
+    with training(run_dir, "--faults", "stop:0@6") as process:
+        main = held(process)
+        (run_dir / "STOP").touch()
+        time.sleep(1.1)  # it looks once a second
+        main.send_signal(signal.SIGCONT)
+        code, output = end(process)
+    assert (code, saved(run_dir)) == (143, 6), output
+    with training(run_dir) as process:
+        code, output = end(process)
+    assert code == 3, output
+    assert "Delete it" in output
+    (run_dir / "STOP").unlink()
+    with training(run_dir, "--faults", "stop:0@9") as process:
+        main = held(process)
+        process.send_signal(signal.SIGTERM)
+        main.send_signal(signal.SIGCONT)
+        while process.poll() is None:  # also while it saves
+            os.killpg(process.pid, signal.SIGTERM)
+            time.sleep(0.01)
+        code, output = end(process)
+    assert (code, saved(run_dir)) == (143, 9), output
+    with training(run_dir) as process:
+        code, output = end(process)
+    assert code == 0, output
+    assert series(metrics, run_dir) == series(metrics, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_whole_process_group_with_its_data_workers_gets_a_signal_and_saves_once(run_dir, trained, metrics):
+    with training(run_dir, "data.workers=1", "--faults", "stop:0@5") as process:
+        main = held(process)
+        os.killpg(process.pid, signal.SIGTERM)
+        main.send_signal(signal.SIGCONT)
+        code, output = end(process)
+    assert (code, saved(run_dir)) == (143, 5), output
+    with training(run_dir, "data.workers=1") as process:
+        code, output = end(process)
+    assert code == 0, output
+    assert series(metrics, run_dir) == series(metrics, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_request_before_the_first_step_ends_at_once_with_nothing_saved(run_dir):
+    with training(run_dir) as process:
+        pids = [rank(process, n).pid for n in (0, 1)]
+        until(lambda: all(map(catches_sigterm, pids)), process)
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        code, output = end(process)
+    assert code == 143, output
+    assert time.monotonic() - began < 40
+    assert saved(run_dir) == 0
+    with training(run_dir, "--faults", "term:0@1") as process:
+        assert end(process)[0] == 143
+    assert saved(run_dir) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
+    file = run_dir / "align" / "metrics.jsonl"
+    words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
+    with training(run_dir, *words) as process:
+        until(lambda: file.exists() and file.read_text().count("\n") > 3, process)
+        workers = [p for p in family_of(process) if "multiprocessing.forkserver" in " ".join(p.cmdline())]
+        assert len(workers) == 4  # a server and a worker for each rank
+        try:
+            for worker in workers:
+                worker.suspend()
+            before = -1
+            while before != (before := file.stat().st_size):
+                time.sleep(3)
+            process.send_signal(signal.SIGTERM)
+            code, output = end(process)
+        finally:
+            for worker in workers:
+                worker.kill()
+    assert code == 143, output
+    assert saved(run_dir) == file.read_text().count("\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_time_limit_is_met_with_everything_saved(run_dir):
+    began = time.monotonic()
+    file = run_dir / "align" / "metrics.jsonl"
+    with training(run_dir, "--time-limit", "60", "--faults", "stop:0@6") as process:
+        main = rank(process, 0)
+        while process.poll() is None and main.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.1)
+        time.sleep(max(0.0, 56 - (time.monotonic() - began)))
+        main.send_signal(signal.SIGCONT)
+        code, output = end(process)
+    assert code == 75, output
+    assert saved(run_dir) == (file.read_text().count("\n") if file.exists() else 0)  # a slow machine's first
+    assert "near its time limit" in output
+    soon = {"SLURM_JOB_END_TIME": str(int(time.time()))}
+    with training(run_dir, env=soon) as process:
+        assert end(process)[0] == 75
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(trained, tmp_path):
+    out = tmp_path / "results.json"
+    evaluated = trained / "align" / "eval"
+    assert not evaluated.exists()
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGINT, 130)):
+        with started("eval", trained / "align", "--out", out) as process:
+            until(lambda pid=process.pid: catches_sigterm(pid), process)
+            process.send_signal(number)
+            process.send_signal(number)
+            found, output = end(process)
+        assert found == code, output
+        assert "evaluation was given up" in output
+    assert not out.exists()
+    assert not evaluated.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_demo_hands_a_request_to_its_verb_and_ends_with_its_code(tmp_path):
+    with started("demo", "--fast", "--out", tmp_path / "demo") as process:
+        verb = until(lambda: psutil.Process(process.pid).children(), process)[0]
+        process.send_signal(signal.SIGTERM)
+        code, output = end(process)
+    assert code == 143, output
+    assert "demo stopped at:  fovea data scenes" in output
+    assert not verb.is_running()
+
+
+def test_a_second_start_is_refused_and_leaves_the_first_alone(run_dir, fovea, trained, metrics):
+    with training(run_dir, "--faults", "stop:0@3") as process:
+        main = held(process)
+        train = ("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir)
+        for alone in ({}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}):
+            refused = fovea(*train, "--nproc", 2, env=alone)
+            assert refused.returncode == 3, refused.stderr
+            assert f"process {main.pid} on " in refused.stderr
+            assert "last heartbeat" in refused.stderr
+        main.send_signal(signal.SIGCONT)
+        code, output = end(process)
+    assert code == 0, output
+    assert series(metrics, run_dir) == series(metrics, trained)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("sleeps_in", "last"), [(6, 4), (8, 4)])
+def test_an_owner_that_slept_and_lost_its_stage_stops_before_it_saves(run_dir, sleeps_in, last):
+    with training(run_dir, "--faults", f"stop:0@{sleeps_in}") as process:
+        main = held(process)
+        elsewhere = Attempt.here("recipe", Place(host="node17", boot="", processes=""))
+        other = Lease.take(run_dir / "align", elsewhere, silent_s=-1)
+        main.send_signal(signal.SIGCONT)
+        code, output = end(process)
+    assert code == 3, output
+    assert "taken this stage over" in output
+    assert saved(run_dir) == last
+    assert not other.lost
+    other.release(0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_failure_that_comes_again_and_again_ends_the_chain(run_dir):
+    for _ in range(3):
+        with training(run_dir, "--faults", "kill:1@2") as process:
+            assert end(process)[0] == 75
+    with training(run_dir) as process:
+        code, output = end(process)
+    assert code == 93, output
+    assert "rm -r" in output
+    with training(run_dir, "stages.align.checkpoint_every=1", "--faults", "kill:1@4") as process:
+        assert end(process)[0] == 75  # another recipe
+    assert saved(run_dir) == 3
+    with training(run_dir) as process:
+        assert end(process)[0] == 0
+    assert len(list(attempts_dir(run_dir / "align").glob("*.json"))) == 5

@@ -1,0 +1,48 @@
+"""Faults on purpose, for rehearsals: `--faults kill:1@7,term:0@9` kills rank 1 in step 7, and so on."""
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_pipeline.errors import ConfigError, nearest
+
+KINDS = {
+    "kill": signal.SIGKILL,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+    "usr1": signal.SIGUSR1,
+    "stop": signal.SIGSTOP,
+}
+"""What a rank does to itself: it sends itself this signal, between its gradients and its update."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`kind` strikes `rank` in step `step`, counted from 1."""
+
+    kind: str
+    rank: int
+    step: int
+
+
+def parse_faults(text: str) -> tuple[Fault, ...]:
+    """Raises ConfigError where `text` is no list of KIND:RANK@STEP."""
+    faults = []
+    for word in filter(None, text.split(",")):
+        match = re.fullmatch(r"(\w+):(\d+)@(\d+)", word)
+        if match is None:
+            raise ConfigError(f"--faults {word}: KIND:RANK@STEP is expected, as in kill:1@7.")
+        kind = match.group(1)
+        if kind not in KINDS:
+            raise ConfigError(f"--faults {word}: the kinds are {', '.join(KINDS)}{nearest(kind, KINDS)}.")
+        faults.append(Fault(kind, int(match.group(2)), int(match.group(3))))
+    return tuple(faults)
+
+
+def strike(faults: Sequence[Fault], rank: int, step: int) -> None:
+    """Do what was asked for this rank in this step."""
+    for fault in faults:
+        if (fault.rank, fault.step) == (rank, step):
+            os.kill(os.getpid(), KINDS[fault.kind])
