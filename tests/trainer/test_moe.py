@@ -21,7 +21,8 @@ from transformers import (
 
 from adapted import batch, plain_model
 from data_pipeline.batch import PAD_DOCUMENT, Batch
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, DataError
+from trainer.models.adapters import attach, warm_start
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.build import build_model
 from trainer.models.config import Model
@@ -29,6 +30,7 @@ from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.moe.experts import Experts, require_backend
 from trainer.models.moe.layer import MoELayer, active_parameters, routing_of, upcycle
 from trainer.models.moe.routing import Routing, balance_loss, z_loss
+from trainer.models.tuning import Tuning
 
 WIDTH, INNER, EXPERTS = 16, 24, 4
 SIZES = {"vocab_size": 40, "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": 4}
@@ -250,6 +252,25 @@ def test_a_recipe_s_experts_stand_in_either_architecture_and_are_trained_with_th
     assert all(layer.mlp.router.weight.grad.any() for layer in sparse.language.model.layers)
     assert min(routing.sums()) >= 0
     assert {n.split(".")[0] for n, _ in sparse.named_parameters() if ".mlp.experts." in n} == {"language"}
+
+
+def test_a_stage_with_experts_starts_from_a_dense_one_and_one_with_experts_from_its_own():
+    dense, sparse, again = built("autoregressive", None), *(built("autoregressive", {}) for _ in range(2))
+    text = batch(0, 1)
+    before = {"language": Tuning.model_validate({"lora": {"rank": 2}})}
+    attach(dense, before)
+    with torch.no_grad():
+        for weight in dense.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    warm_start(sparse, dense.state_dict(), before, {"language": Tuning()}, "here")
+    torch.testing.assert_close(sparse.logits(text), dense.logits(text), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        for weight in sparse.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    warm_start(again, sparse.state_dict(), {"language": Tuning()}, {"language": Tuning()}, "here")
+    assert again.logits(text).equal(sparse.logits(text))
+    with pytest.raises(DataError, match=r"unexpected: language\.model\.layers\.1\.mlp\.experts"):
+        warm_start(built("autoregressive", None), sparse.state_dict(), {}, {"language": Tuning()}, "here")
 
 
 def naive_losses(scores: torch.Tensor, k: int, real: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:

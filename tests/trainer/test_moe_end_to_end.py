@@ -157,6 +157,24 @@ def test_experts_resume_are_handed_on_and_leave_as_they_are(run_dir, fovea, metr
     assert not (tmp_path / "published").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_dense_stage_is_upcycled_by_the_next_one_rank_by_rank(run_dir, fovea):
+    dense = [word for word in words(run_dir) if word != MOE]
+    for given, stage in ((dense, "align"), (words(run_dir), "instruct")):
+        done = fovea(*given, stage)
+        assert done.returncode == 0, done.stderr
+    before, after = (
+        consolidate(run_dir / stage / "checkpoints" / f"step_{step:06}")
+        for stage, step in (("align", STEPS), ("instruct", 2))
+    )
+    copied = [name for name in after if ".experts." in name]
+    assert len(copied) == 2 * 3
+    for name in copied:  # frozen there
+        ffn = before[name.replace(".experts", "") + ".weight"]
+        assert all(expert.equal(ffn) for expert in after[name])
+
+
 def test_an_adapter_beside_experts_is_an_error_of_the_recipe(run_dir, fovea):
     done = fovea(
         "train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "model.moe={}",

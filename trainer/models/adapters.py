@@ -13,6 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from data_pipeline.errors import ConfigError, nearest
+from trainer.models.moe.layer import upcycled
 from trainer.models.stored import Stored, stored
 from trainer.models.tuning import Adapter, Tuning
 from trainer.models.weights import load_state
@@ -74,11 +75,12 @@ def hand_on(
 ) -> None:
     """`load` what a stage trained by `before` has left into a model that is trained by `now` next.
 
-    An adapter that `now` has too, with the same settings, goes on; any other is merged into the weights.
+    An adapter that `now` has too, with the same settings, goes on; any other is merged into the weights. From
+    weights without experts, those of `model` start as copies of their layer's FFN.
     """
     kept = {name: tuning for name, tuning in now.items() if tuning.continues(before.get(name))}
     attach(model, kept)
-    load(merging(weights, {m: t for m, t in before.items() if m not in kept}))
+    load(upcycled(model, merging(weights, {m: t for m, t in before.items() if m not in kept})))
     attach(model, {m: t for m, t in now.items() if m not in kept})
 
 

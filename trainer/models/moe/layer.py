@@ -1,9 +1,7 @@
 """A router and its experts in place of a dense FFN, made from that FFN: sparse upcycling."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +12,7 @@ from data_pipeline.errors import ConfigError
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.moe.experts import ALIGNED, Experts
 from trainer.models.moe.routing import Routing
+from trainer.models.stored import Stored, stored
 
 _LINEAR = ("gate_proj", "up_proj", "down_proj")
 
@@ -80,23 +79,23 @@ def upcycle(language: PreTrainedModel, config: MixtureOfExperts) -> None:
         layers[place].mlp = MoELayer(dense, router, config, number, routing).train(dense.training)
 
 
-def upcycled(language: PreTrainedModel, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The unread weights of a dense language model, by name -> those of `language` after upcycle().
+def upcycled(model: nn.Module, weights: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The weights of a dense model, by name -> those of `model` after upcycle(); its routers are as drawn.
 
-    Each has a `shape` and `read()` (trainer/models/stored.py). Routers are not among them.
+    Weights that have experts already stay as they are.
     """
     found = dict(weights)
-    for place, layer in language.named_modules():
-        if isinstance(layer, MoELayer):
+    for place, layer in model.named_modules():
+        if isinstance(layer, MoELayer) and f"{place}.gate_proj.weight" in weights:
             for name in _LINEAR:
-                count = len(getattr(layer.experts, name))
-                dense = found.pop(f"{place}.{name}.weight")
-                copies = replace(dense, shape=(count, *dense.shape), read=partial(_copies, dense, count))
+                dense, count = found.pop(f"{place}.{name}.weight"), len(getattr(layer.experts, name))
+                copies = Stored((count, *dense.shape), partial(_copies, dense, count))
                 found[f"{place}.experts.{name}"] = copies
+            found |= stored({f"{place}.router.weight": layer.router.weight.detach()})
     return found
 
 
-def _copies(dense: Any, count: int) -> torch.Tensor:
+def _copies(dense: Stored, count: int) -> torch.Tensor:
     return dense.read().repeat(count, 1, 1)
 
 
