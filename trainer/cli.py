@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
+from trainer.cli_model import add_model_verb
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
@@ -114,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("out", type=Path, metavar="OUT")
+
+    add_model_verb(verbs)
 
     p = add_verb(
         verbs,

@@ -72,6 +72,14 @@ class LanguageBackbone(_Part):
     lr: float = Field(2e-3, gt=0)
 
 
+class Expected(_Part):
+    """The shape of backbones: values of their config.json, enough to build them without weights."""
+
+    vision: dict[str, Any] = Field(description="of the tower: hidden_size, image_size, ...")
+    language: dict[str, Any] = Field(description="of the language model: model_type, hidden_size, ...")
+    layout: Literal["tiny", "idefics2", "mistral"] = Field(description="of the tokenizer")
+
+
 class Backbones(_Part):
     """Directories of transformers format: vision/, language/, tokenizer/.
 
@@ -80,6 +88,7 @@ class Backbones(_Part):
     """
 
     path: str = "backbones"
+    expects: Expected | None = Field(None, description="what they must be; null: any")
     vision: VisionBackbone = VisionBackbone()
     language: LanguageBackbone = LanguageBackbone()
 

@@ -37,6 +37,7 @@ from trainer.models.gradients import GradientCheck
 from trainer.models.moe.experts import require_backend
 from trainer.models.regions import compile_regions
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
+from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
@@ -84,6 +85,7 @@ def build_run(
     datasets = open_datasets(recipe, run_dir)
     backbones = run_dir / recipe.backbones.path
     shards = Shards(config) if shards_parameters(config) else None
+    refuse_other_backbones(recipe, backbones)
     model, tokenizer = load_parts(recipe.model, backbones, stage.mask, shards is not None)
     model.neftune_alpha = stage.neftune_alpha
     fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
