@@ -54,14 +54,17 @@ def test_output_and_gradients_are_those_of_the_whole_row(kind):
 
 
 def test_no_more_than_the_largest_piece_is_attended_at_once(monkeypatch):
-    met = []
+    met, unmasked = [], []
     attend = F.scaled_dot_product_attention
 
-    def watched(query, *others, **options):
+    def watched(query, key, value, mask, *others, **options):
         met.append(query.shape[2])
-        return attend(query, *others, **options)
+        if mask is None:
+            unmasked.append(query.shape[2])
+        return attend(query, key, value, mask, *others, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     mask = mask_of("causal")
     attend_under_mask(torch.nn.Module(), *(torch.randn(len(ROWS), 2, LENGTH, 8) for _ in range(3)), mask)
     assert met == [length for row in pieces(mask) for length in row]
+    assert unmasked == [206, 300, 129, 129]  # single documents, which are plainly causal

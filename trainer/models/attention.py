@@ -64,23 +64,33 @@ def _attend_in_pieces(
 ) -> torch.Tensor:
     """The same under a dense mask, in pieces: a document costs its own length squared, not its row's."""
     grouped = query.shape[1] != key.shape[1]
-    masks, lengths = [], []
-    for row, found in zip(mask[:, 0], pieces(mask), strict=True):
-        ends = list(accumulate(found))
-        masks += [row[end - n : end, end - n : end] for n, end in zip(found, ends, strict=True)]
-        lengths += found
+    lengths, masks = _cut(mask)
     # All rows one after another, [B * T, H, d]: a view of what the projections gave.
     parts = (t.transpose(1, 2).flatten(0, 1).split(lengths) for t in (query, key, value))
     seen = []
     for piece, *three in zip(masks, *parts, strict=True):
         q, k, v = (t.transpose(0, 1)[None] for t in three)
-        # Masks of two dimensions or four: under others torch falls back to plain matrix products.
-        out = F.scaled_dot_product_attention(q, k, v, piece, dropout, scale=scaling, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, piece, dropout, is_causal=piece is None, scale=scaling, enable_gqa=grouped
+        )
         seen.append(out[0].transpose(0, 1))
     return torch.cat(seen).unflatten(0, (len(mask), -1))
 
 
 @lru_cache(maxsize=1)  # all layers have one mask: by identity, as tensors are hashed
+def _cut(mask: torch.Tensor) -> tuple[list[int], list[torch.Tensor | None]]:
+    """Lengths of all pieces, row after row, and each one's mask; None for a causal one, which SDPA knows."""
+    causal = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+    lengths, masks = [], []
+    for row, found in zip(mask[:, 0], pieces(mask), strict=True):
+        for n, end in zip(found, accumulate(found), strict=True):
+            # Two dimensions or four: under masks of others torch falls back to plain matrix products.
+            piece = row[end - n : end, end - n : end]
+            lengths.append(n)
+            masks.append(None if torch.equal(piece, causal[:n, :n]) else piece)
+    return lengths, masks
+
+
 def pieces(mask: torch.Tensor) -> list[list[int]]:
     """mask bool[B, 1, T, T] -> for each row, the lengths of its pieces, in order: nobody sees across a cut.
 
