@@ -109,3 +109,11 @@ def test_a_score_gives_the_shown_output(argv, shown, tmp_path, monkeypatch, caps
 
 def test_every_metric_is_shown():
     assert {p.id for p in scores()} == set(READERS)
+
+
+def test_the_size_of_a_recipe_is_as_shown(capsys):
+    shown = [b for b in BLOCKS if b.page == "docs/training.md" and "fovea model" in b.text]
+    assert shown
+    for block in shown:
+        for argv, output in session(block):
+            run_command(argv, output, block, capsys)
