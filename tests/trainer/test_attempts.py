@@ -60,28 +60,51 @@ def test_a_later_process_with_the_owner_s_number_does_not_count_as_the_owner(tmp
     Lease.take(tmp_path, me).release(0)
 
 
+RACER = """
+import sys, time
+from pathlib import Path
+from data_pipeline.errors import PreflightError
+from trainer.engine import attempts
+
+stages, me, link = Path(sys.argv[1]), attempts.Attempt.here('recipe'), attempts._linked
+
+def meet(mine, path):
+    "Both have seen that the owner is dead before one of them takes the number."
+    (path.parent / f'.met{me.pid}').touch()
+    while len(list(path.parent.glob('.met*'))) < 2:
+        time.sleep(0.001)
+    return link(mine, path)
+
+attempts._linked = meet
+for stage in sorted(stages.iterdir()):
+    try:
+        attempts.Lease.take(stage, me)
+        print(stage.name, flush=True)
+    except PreflightError:
+        pass
+print('end', flush=True)
+sys.stdin.read()  # an owner that ended would be taken over
+"""
+
+
 def test_of_processes_that_race_for_a_dead_owner_s_stage_one_wins(tmp_path, me):
-    stages = 40
-    for n in range(stages):
-        Lease.take(tmp_path / f"{n}", replace(me, place=ELSEWHERE))
-        os.utime(attempts_dir(tmp_path / f"{n}") / "000001.json", (0, 0))
-    code = (
-        "import sys, time; from pathlib import Path; from data_pipeline.errors import PreflightError\n"
-        "from trainer.engine.attempts import Attempt, Lease\n"
-        "me, start = Attempt.here('recipe'), float(sys.argv[2])\n"
-        f"for n in range({stages}):\n"
-        "    while time.time() < start + n / 20: pass\n"
-        "    try: Lease.take(Path(sys.argv[1]) / str(n), me); print(n)\n"
-        "    except PreflightError: pass\n"
-        "time.sleep(4)"
-    )
-    start = str(time.time() + 3)
+    stages = [f"{n:02d}" for n in range(20)]
+    for name in stages:
+        Lease.take(tmp_path / name, replace(me, place=ELSEWHERE))
+        os.utime(attempts_dir(tmp_path / name) / "000001.json", (0, 0))
     racers = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path, start], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, tmp_path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(2)
     ]
-    won = [sorted(map(int, racer.communicate(timeout=60)[0].split())) for racer in racers]
-    assert sorted(won[0] + won[1]) == list(range(stages))
+    won = [[line.strip() for line in iter(racer.stdout.readline, "end\n")] for racer in racers]
+    for racer in racers:
+        racer.communicate(timeout=60)
+    assert sorted(won[0] + won[1]) == stages
 
 
 def test_an_owner_on_another_machine_is_dead_after_a_silence_and_by_no_clock_but_the_files_own(
@@ -108,6 +131,8 @@ def test_a_requeued_job_does_not_wait_for_its_own_last_run(tmp_path, me):
     Lease.take(tmp_path, replace(me, place=ELSEWHERE, job="7"))
     with pytest.raises(PreflightError):
         refuse_held(tmp_path, replace(me, job="8", requeued=1))
+    with pytest.raises(PreflightError):
+        refuse_held(tmp_path, replace(me, job="7"))
     assert refuse_held(tmp_path, replace(me, job="7", requeued=1)) == 1
 
 
