@@ -11,6 +11,7 @@ from transformers import LlamaConfig, SiglipVisionConfig
 from data_pipeline.errors import ConfigError
 from trainer.cli import main
 from trainer.config import RECIPES, load_recipe
+from trainer.models.cross_attention import Media
 from trainer.models.vision import patch_features
 from trainer.sizes import refuse_other_backbones, sizes, skeleton
 
@@ -36,6 +37,9 @@ SO400M = [(1152, 1152)] * 4 + [(1152, 4304), (4304, 1152)]
 MISTRAL = [(4096, 4096)] * 2 + [(4096, 1024)] * 2 + [(4096, 14336)] * 2 + [(14336, 4096)]
 NEW = {"connector": 743_219_200, "new_tokens": 2 * 3 * 4096}
 LORA_8B = NEW | {"vision": adapters(27, 64, SO400M), "language": adapters(32, 64, MISTRAL)}
+# A block: query and out, key and value, their norms; the gated MLP; two norms and two gates.
+BLOCK = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 2 * 128 + 3 * 4096 * 14336 + 2 * 4096 + 2
+BLOCKS = {"cross_attention": 8 * BLOCK}
 DORA_8B = NEW | {"vision": adapters(27, 64, SO400M, True), "language": adapters(32, 64, MISTRAL, True)}
 
 SMALL = {"connector": (9 * 1152 + 1) * 1536 + 1537 * 1536, "new_tokens": 3 * 1536}
@@ -47,6 +51,15 @@ PUBLISHED = {
     "idefics2-8b": Published(
         modules={"vision": 417_792_240, "language": 7_241_732_096, **NEW},
         trained={"pretrain-384": LORA_8B, "pretrain-980": LORA_8B, "instruct": DORA_8B, "chat": DORA_8B},
+    ),
+    "idefics2-8b-cross": Published(
+        modules={"vision": 417_792_240, "language": 7_241_732_096, **NEW, **BLOCKS},
+        trained={
+            "pretrain-384": LORA_8B | BLOCKS,
+            "pretrain-980": LORA_8B | BLOCKS,
+            "instruct": DORA_8B | BLOCKS,
+            "chat": DORA_8B | BLOCKS,
+        },
     ),
     "align-900m": Published(
         modules={"vision": 417_792_240 - (70**2 - 27**2) * 1152, "language": 513_590_784, **SMALL},
@@ -75,6 +88,7 @@ def test_every_stage_has_and_trains_exactly_these_parameters(name):
 
 def test_the_totals_are_those_that_are_spoken_of():
     assert PUBLISHED["idefics2-8b"].total == 8_402_768_112
+    assert PUBLISHED["idefics2-8b-cross"].total == 10_147_666_176
     assert PUBLISHED["align-900m"].total == 944_870_256
 
 
@@ -92,7 +106,11 @@ def test_a_forward_pass_of_each_stage_has_these_shapes(name):
             visual = model.connector(seen, patch_index, grids)
             ids = torch.zeros(1, 50, dtype=torch.int64)
             text = model.embed_text(ids)
-            hidden = model.decode(text, torch.ones(1, 1, 50, 50, dtype=torch.bool), ids)
+            media = None
+            if recipe.model.cross_attention:  # both images in one row, read by all
+                read = visual.flatten(0, 1)[None]
+                media = Media(read, *(torch.ones(s, dtype=torch.bool) for s in ((1, 1, 50, 128), (1, 50, 1))))
+            hidden = model.decode(text, torch.ones(1, 1, 50, 50, dtype=torch.bool), ids, media=media)
             scores = model.head(hidden)
         width = model.language.config.hidden_size
         assert seen.shape == (22, 1152)
