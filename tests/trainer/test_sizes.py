@@ -46,6 +46,9 @@ SMALL = {"connector": (9 * 1152 + 1) * 1536 + 1537 * 1536, "new_tokens": 3 * 153
 UNFROZEN = SMALL | {"language": 513_590_784}
 ADAPTED = UNFROZEN | {"vision": adapters(27, 64, SO400M)}
 
+# Three more copies of the FFN in every second of 16 layers, and a router over the four.
+SPARSE = {"language": 513_590_784 + 8 * (3 * 3 * 1536 * 4096 + 4 * 1536)}
+
 PUBLISHED = {
     # The published model's class in transformers has 8,402,768,112: tests/trainer/test_idefics2_parity.py.
     "idefics2-8b": Published(
@@ -64,6 +67,15 @@ PUBLISHED = {
     "align-900m": Published(
         modules={"vision": 417_792_240 - (70**2 - 27**2) * 1152, "language": 513_590_784, **SMALL},
         trained={"align": SMALL, "pretrain": UNFROZEN, "instruct": ADAPTED, "adapt": ADAPTED},
+    ),
+    "moe-4x": Published(
+        modules={"vision": 417_792_240 - (70**2 - 27**2) * 1152, **SPARSE, **SMALL},
+        trained={
+            "align": SMALL,
+            "pretrain": UNFROZEN | SPARSE,
+            "instruct": ADAPTED | SPARSE,
+            "adapt": ADAPTED | SPARSE,
+        },
     ),
 }
 """Every recipe that ships, but tiny, whose backbones `fovea backbones` makes."""
@@ -90,6 +102,7 @@ def test_the_totals_are_those_that_are_spoken_of():
     assert PUBLISHED["idefics2-8b"].total == 8_402_768_112
     assert PUBLISHED["idefics2-8b-cross"].total == 10_147_666_176
     assert PUBLISHED["align-900m"].total == 944_870_256
+    assert PUBLISHED["moe-4x"].total == 1_397_904_240
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -97,7 +110,7 @@ def test_a_forward_pass_of_each_stage_has_these_shapes(name):
     recipe = load_recipe(name)
     for stage in recipe.stages:
         with torch.device("meta"):
-            model = skeleton(recipe, stage).to("meta")
+            model = skeleton(recipe, stage).to("meta", torch.bfloat16)  # as it trains
             grids = [(3, 4), (2, 5)]
             index = [(n, i // c, i % c) for n, (r, c) in enumerate(grids) for i in range(r * c)]
             patches = torch.empty(len(index), 3, 14, 14, dtype=torch.uint8)
