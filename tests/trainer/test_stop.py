@@ -198,11 +198,11 @@ def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
             while before != (before := file.stat().st_size):
                 time.sleep(3)
             process.send_signal(signal.SIGTERM)
-            code, output = end(process)
+            code = process.wait(timeout=280)  # what its stopped workers say when they are let go is their own
         finally:
             for worker in workers:
                 worker.kill()
-    assert code == 143, output
+    assert code == 143
     assert saved(run_dir) == file.read_text().count("\n")
 
 
