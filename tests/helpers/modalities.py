@@ -194,6 +194,9 @@ class Drawn:
     def __init__(self, case: Case, rank: int) -> None:
         self.case, self.step, self.rank, self.skipped = case, 0, rank, {}
 
+    def ready(self, seconds: float) -> bool:
+        return True
+
     def next(self) -> list[Batch]:
         batches = [batch_of(self.case, self.step, self.rank, micro) for micro in range(ACCUMULATION)]
         self.step += 1
