@@ -208,26 +208,6 @@ def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_time_limit_is_met_with_everything_saved(run_dir):
-    began = time.monotonic()
-    file = run_dir / "align" / "metrics.jsonl"
-    with training(run_dir, "--time-limit", "60", "--faults", "stop:0@6") as process:
-        main = rank(process, 0)
-        while process.poll() is None and main.status() != psutil.STATUS_STOPPED:
-            time.sleep(0.1)
-        time.sleep(max(0.0, 56 - (time.monotonic() - began)))
-        main.send_signal(signal.SIGCONT)
-        code, output = end(process)
-    assert code == 75, output
-    assert saved(run_dir) == (file.read_text().count("\n") if file.exists() else 0)  # a slow machine's first
-    assert "near its time limit" in output
-    soon = {"SLURM_JOB_END_TIME": str(int(time.time()))}
-    with training(run_dir, env=soon) as process:
-        assert end(process)[0] == 75
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(trained, tmp_path):
     out = tmp_path / "results.json"
     evaluated = trained / "align" / "eval"
