@@ -6,12 +6,11 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError
 from data_pipeline.image_spec import ImageSpec, Perceiver
+from toy_backbones import toy_mistral, toy_tower
 from trainer.distributed import World, all_sum
 from trainer.engine import checkpoint
 from trainer.engine.ds_config import merge_ds_config
@@ -33,26 +32,8 @@ RESUMED = 1
 
 def plain_model(seed: int = 0) -> AutoregressiveVLM:
     torch.manual_seed(seed)
-    vision = Idefics2VisionTransformer(
-        Idefics2VisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-    )
-    language = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
+    vision = toy_tower(intermediate_size=24)
+    language = toy_mistral(hidden_size=16, intermediate_size=24)
     page = Model(
         image=ImageSpec(longest_edge=32, patch=8),
         connector=Perceiver(latents=3, depth=1, heads=2, kv_heads=1, head_dim=8),

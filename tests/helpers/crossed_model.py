@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Idefics2VisionConfig
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from data_pipeline.batch import IGNORE, Batch
 from data_pipeline.image_spec import ImageSpec, Perceiver
 from data_pipeline.stream.collate import flat
 from data_pipeline.stream.decode import Picture
+from toy_backbones import MISTRAL, toy_tower
 from trainer.models.build import build_model
 from trainer.models.config import CrossAttention, Model
 from trainer.models.cross_attention import CrossAttentionBlock
@@ -25,21 +25,9 @@ def make_model(
     kind: str = "mistral", every: int = 2, mask: str = "causal", open_gates: bool = True, **language: object
 ) -> CrossAttentionVLM:
     torch.manual_seed(0)
-    vision = Idefics2VisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    page = {
+    page = MISTRAL | {
         "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "head_dim": 8,
         "max_position_embeddings": 64,
         "initializer_range": 0.3,
@@ -54,7 +42,7 @@ def make_model(
         cross_attention=CrossAttention(every=every),
     )
     lm = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(page | language)))
-    model = build_model(config, Idefics2VisionTransformer(vision), lm.train(), mask)
+    model = build_model(config, toy_tower(), lm.train(), mask)
     assert isinstance(model, CrossAttentionVLM)
     if open_gates:
         gates_to(model, 0.7)

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import IGNORE, Batch
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
+from toy_backbones import toy_mistral, toy_tower
 from trainer.config import Recipe, Stage
 from trainer.distributed import World
 from trainer.engine.ds_config import merge_ds_config
@@ -160,26 +159,7 @@ def page_of(case: Case) -> Model:
 
 def model_of(case: Case, stage: Stage) -> nn.Module:
     torch.manual_seed(0)
-    vision = Idefics2VisionTransformer(
-        Idefics2VisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-    )
-    language = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
+    vision, language = toy_tower(num_hidden_layers=2), toy_mistral(VOCABULARY)
     model = build_model(page_of(case), vision, language, stage.mask)
     attach(model, stage.train)
     freeze(model, stage.train)

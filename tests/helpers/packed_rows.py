@@ -6,13 +6,12 @@ is a captioned picture.
 
 import numpy as np
 import torch
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import IGNORE, Batch
 from data_pipeline.image_spec import ImageSpec, PixelShuffle
 from data_pipeline.stream.collate import flat
 from data_pipeline.stream.decode import Picture
+from toy_backbones import toy_mistral, toy_tower
 from trainer.models.build import build_model
 from trainer.models.config import Model
 
@@ -64,24 +63,6 @@ def pack(*rows, length=None, seed=0):
 
 def make_model(mask, **language):
     torch.manual_seed(0)
-    vision = Idefics2VisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    page = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.2,
-        "sliding_window": None,
-    }
-    language_model = MistralForCausalLM(MistralConfig(**(page | language)))
+    lm = toy_mistral(VOCABULARY, **({"initializer_range": 0.2, "sliding_window": None} | language))
     config = Model(image=SPEC, connector=PixelShuffle(factor=2))
-    return build_model(config, Idefics2VisionTransformer(vision), language_model, mask).eval()
+    return build_model(config, toy_tower(), lm, mask).eval()

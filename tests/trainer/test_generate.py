@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.image_spec import ImageSpec, PixelShuffle
 from data_pipeline.stream.collate import flat
 from data_pipeline.stream.decode import Picture
+from toy_backbones import toy_mistral, toy_tower
 from trainer.evaluation.generate import Prompt, generate
 from trainer.models.build import build_model
 from trainer.models.config import Model
@@ -23,27 +22,9 @@ VOCABULARY, START, END, IMAGE = 40, 40, 41, 42
 
 def make_model(mask="image_full", **language):
     torch.manual_seed(0)
-    vision = Idefics2VisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    page = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.5,
-        "attn_implementation": "sdpa",
-    }
     config = Model(image=IMAGE_SPEC, connector=PixelShuffle(factor=2))
-    lm = MistralForCausalLM(MistralConfig(**(page | language)))
-    return build_model(config, Idefics2VisionTransformer(vision), lm, mask)
+    lm = toy_mistral(VOCABULARY, **({"initializer_range": 0.5} | language))
+    return build_model(config, toy_tower(), lm, mask)
 
 
 def prompt(text, *seeds, written=()):

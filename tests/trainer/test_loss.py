@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec, PixelShuffle
 from ranks import on_ranks
+from toy_backbones import toy_mistral, toy_tower
 from trainer.distributed import World
 from trainer.models import autoregressive, loss
 from trainer.models.build import build_model
@@ -137,28 +136,8 @@ def test_one_chunk_at_a_vocabulary_of_32k_takes_128_mib():
 
 def tiny(tied: bool) -> nn.Module:
     torch.manual_seed(0)
-    vision = Idefics2VisionTransformer(
-        Idefics2VisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-    )
-    language = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=40,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=tied,
-            initializer_range=0.2,
-        )
-    )
+    vision = toy_tower()
+    language = toy_mistral(num_hidden_layers=1, tie_word_embeddings=tied, initializer_range=0.2)
     config = Model(image=ImageSpec(longest_edge=32, patch=8), connector=PixelShuffle())
     return build_model(config, vision, language)
 

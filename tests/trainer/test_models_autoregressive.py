@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
 from data_pipeline.stream.collate import flat
 from data_pipeline.stream.decode import Picture
+from toy_backbones import toy_mistral, toy_tower
 from trainer.models.build import build_model
 from trainer.models.config import Model
 from trainer.models.freeze import freeze
@@ -27,28 +26,9 @@ PERCEIVER = Perceiver(latents=3, depth=1, heads=2, kv_heads=1, head_dim=8)
 
 def make_model(connector=SHUFFLE, mask="image_full", seed=0, **language):
     torch.manual_seed(seed)
-    vision = Idefics2VisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    page = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.2,
-        "attn_implementation": "sdpa",
-    }
     config = Model(image=ImageSpec(longest_edge=32, patch=8), connector=connector)
-    lm = MistralForCausalLM(MistralConfig(**(page | language)))
-    return build_model(config, Idefics2VisionTransformer(vision), lm, mask)
+    lm = toy_mistral(VOCABULARY, **({"max_position_embeddings": 64, "initializer_range": 0.2} | language))
+    return build_model(config, toy_tower(num_hidden_layers=2), lm, mask)
 
 
 def document(tokens, image=False, tokens_per_image=4, seed=0):

@@ -6,12 +6,11 @@ A rank that leaves out the tower would wait for ever, so the processes have a de
 import deepspeed
 import pytest
 import torch
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
 from ranks import on_ranks
+from toy_backbones import toy_mistral, toy_tower
 from trainer.distributed import World
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.build import build_model
@@ -26,26 +25,7 @@ def tiny(kind: str) -> AutoregressiveVLM:
         else Perceiver(latents=4, depth=1, heads=2, kv_heads=1, head_dim=8)
     )
     torch.manual_seed(0)
-    vision = Idefics2VisionTransformer(
-        Idefics2VisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-    )
-    language = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=40,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-    )
+    vision, language = toy_tower(num_hidden_layers=2), toy_mistral()
     page = Model(image=ImageSpec(longest_edge=32, patch=8), connector=connector)
     # As with Idefics2's layout: three more rows of the head.
     return build_model(page, vision, language, predicts_new=kind == "perceiver")

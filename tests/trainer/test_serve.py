@@ -12,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from PIL import Image
-from transformers import Idefics2VisionConfig, MistralConfig, MistralForCausalLM
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.build.synthesize.local import local_endpoints
 from data_pipeline.build.synthesize.reader import SyntheticReader
@@ -24,6 +22,7 @@ from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.chat import prompt
 from data_pipeline.stream.decode import decode
 from data_pipeline.stream.tokens import train_tokenizer
+from toy_backbones import toy_mistral, toy_tower
 from trainer.evaluation.generate import Prompt, generate
 from trainer.models.build import build_model
 from trainer.models.config import Model
@@ -47,27 +46,11 @@ def uri(data):
 def chat():
     torch.manual_seed(0)
     tokenizer = train_tokenizer([], 263)
-    vision = Idefics2VisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    language = MistralConfig(
-        vocab_size=tokenizer.text_vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-        attn_implementation="sdpa",
-    )
     image = ImageSpec(longest_edge=32, patch=8, max_pixels=10_000)
     config = Model(image=image, connector=PixelShuffle(factor=2))
-    model = build_model(config, Idefics2VisionTransformer(vision), MistralForCausalLM(language), "image_full")
+    model = build_model(
+        config, toy_tower(), toy_mistral(tokenizer.text_vocab_size, initializer_range=0.5), "image_full"
+    )
     return Chat(model.eval(), tokenizer, config.image, config.image_tokens, "tiny@0")
 
 
