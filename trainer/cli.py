@@ -3,12 +3,10 @@
 import argparse
 import hashlib
 import json
-import logging
 import os
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +14,12 @@ from typing import TYPE_CHECKING
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
+from trainer.cli_eval import add_eval_verbs
 from trainer.cli_model import add_model_verb
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
-from trainer.signals import abandoning
+from trainer.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from trainer.config import Recipe, Stage
@@ -148,22 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--faults", default="", help=argparse.SUPPRESS)  # docs/reliability.md
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
-    p = add_verb(
-        verbs,
-        "eval",
-        _eval,
-        "evaluate a checkpoint on held-out samples, beside its blind baseline",
-        "fovea eval runs/demo/align/checkpoints/step_000200",
-    )
-    p.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="a checkpoint, or a stage's directory for its newest one",
-    )
-    p.add_argument("--suite", default="heldout", choices=("heldout",), help="(%(default)s)")
-    p.add_argument("--out", type=Path, metavar="FILE", help="also write the results there")
-
+    add_eval_verbs(verbs)
     add_score_parser(verbs)
 
     p = add_verb(
@@ -232,7 +216,7 @@ def _backbones(args: argparse.Namespace) -> int:
     from trainer.config import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.backbones import make_backbones
 
     texts = [args.run / d for d in recipe.data.datasets]
@@ -242,7 +226,7 @@ def _backbones(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.export.importing import import_idefics2
 
     about = import_idefics2(args.directory, args.out)
@@ -301,7 +285,7 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> i
     requests = Requests(deadline_of(args.time_limit, time.time(), time.monotonic()), watched)
     requests.listen()
     end_with_launcher()
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.distributed import close_world, init_world, lost_peers_are_transient
     from trainer.engine.oversight import owned
     from trainer.loop import train
@@ -338,22 +322,8 @@ def _trained(recipe: "Recipe", stage: "Stage", ranks: int) -> str:
     return hashlib.sha256(json.dumps([recipe.seed, ranks, page], sort_keys=True).encode()).hexdigest()
 
 
-def _eval(args: argparse.Namespace) -> int:
-    with abandoning("the evaluation"):  # its results are written at its end
-        _quiet_libraries()
-        from data_pipeline.manifest import write_json
-        from trainer.evaluation.suite import describe
-        from trainer.trained import evaluate_trained, open_trained
-
-        results = evaluate_trained(open_trained(args.checkpoint))
-        if args.out:
-            write_json(args.out, results)
-    print(describe(results))
-    return 0
-
-
 def _export(args: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from trainer.trained import export_trained, open_trained
 
     about = export_trained(open_trained(args.checkpoint), args.directory, args.to, args.adapters)
@@ -375,19 +345,6 @@ def _report(args: argparse.Namespace) -> int:
     write_report(args.run, out)
     print(f"wrote {out}")
     return 0
-
-
-def _quiet_libraries() -> None:
-    """Their start-up notices and bars are no news to a user; errors still come through."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|transformers)\b.*")
-    for name, value in {
-        "TQDM_DISABLE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DEEPSPEED_LOG_LEVEL": "error",
-    }.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,12 @@ def init_world(timeout_s: float = 600.0) -> World:
     return World(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
 
 
+def alone() -> World:
+    """This process by itself: no other rank, and no port on which one could come."""
+    on_gpu = torch.cuda.is_available()
+    return World(0, 1, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
+
+
 def all_sum(world: World, *values: float) -> list[float]:
     """Each value summed over all ranks, in double precision."""
     tensor = torch.tensor(values, dtype=torch.float64, device=world.device)

@@ -1,0 +1,369 @@
+"""`fovea eval --task` on a real checkpoint: every way of running it gives the same answers and scores."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.errors import ConfigError, DataError
+from idefics2_like import publish
+from released import release
+from trainer.benchmarks import Asked, run_tasks
+from trainer.distributed import alone
+from trainer.evaluation.comparison import compare_results, open_results
+from trainer.evaluation.outcome import score_circular
+from trainer.evaluation.task import Task, load_task, task_names
+from trainer.subject import open_subject
+
+N = 12
+ANSWERED = ("raw", "blind_raw", "answer", "blind_answer", "score", "blind_score", "prompt")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("releases")
+    for name in task_names():
+        if name != "scenes":
+            release(name, root, N)
+    return root
+
+
+@pytest.fixture(scope="module")
+def opened(trained):
+    return open_subject(alone(), trained / "instruct", 4)
+
+
+def page(name: str, **changes: object) -> Task:
+    """The task with the n of the small release, and short answers."""
+    base = load_task(name).model_dump(mode="json")
+    return Task.model_validate({**base, "n": N, "max_new_tokens": 4, **changes})
+
+
+def written(directory: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (directory / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def answers(directory: Path, name: str) -> dict[str, dict]:
+    return {r["id"]: {k: r[k] for k in ANSWERED} for r in written(directory, name)}
+
+
+def run(opened, data, out, *tasks, **how):
+    return run_tasks(alone(), opened, Asked(tasks=tasks, data=data, out=out, **how))
+
+
+@pytest.mark.parametrize("name", [n for n in task_names() if n != "scenes"])
+def test_every_task_runs_to_a_score_with_an_interval_beside_its_blind_one(name, opened, data, tmp_path):
+    (result,) = run(opened, data, tmp_path, page(name))
+    assert result["status"] == "complete"
+    assert result["n"] == N
+    primary = result["primary"]
+    low, high = result["interval_95"][primary]
+    assert low <= high
+    assert primary in result["blind"]
+    assert primary in result["seen"]
+    assert len(written(tmp_path, name)) == N
+    assert json.loads((tmp_path / f"{name}.json").read_text())["scores"] == result["scores"]
+
+
+def with_batch(opened, batch):
+    return type(opened)(
+        type(opened.subject)(**{**vars(opened.subject), "batch": batch}), opened.name, opened.digest, None
+    )
+
+
+def test_batch_size_changes_no_answer_and_no_score(opened, data, tmp_path):
+    task = page("textvqa", shots=2)
+    one, many = (run(with_batch(opened, b), data, tmp_path / str(b), task)[0] for b in (1, 12))
+    assert answers(tmp_path / "1", "textvqa") == answers(tmp_path / "12", "textvqa")
+    assert one["scores"] == many["scores"]
+    assert one["interval_95"] == many["interval_95"]
+
+
+def test_the_order_of_the_file_changes_no_answer_and_no_score(opened, data, tmp_path):
+    task = page("docvqa")
+    before = run(opened, data, tmp_path / "a", task)[0]
+    turned = tmp_path / "turned"
+    shutil.copytree(data / "docvqa", turned / "docvqa")
+    path = turned / "docvqa/val_v1.0_withQT.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({"data": held["data"][::-1]}))
+    after = run(opened, turned, tmp_path / "b", task)[0]
+    assert answers(tmp_path / "a", "docvqa") == answers(tmp_path / "b", "docvqa")
+    assert [r["id"] for r in written(tmp_path / "a", "docvqa")] == [
+        r["id"] for r in written(tmp_path / "b", "docvqa")
+    ]
+    assert before["interval_95"] == after["interval_95"]
+
+
+def test_a_restart_answers_only_what_is_missing_and_ends_in_the_same_score(opened, data, tmp_path):
+    task = page("okvqa")
+    whole = run(opened, data, tmp_path, task)[0]
+    expected = answers(tmp_path, "okvqa")
+    kept = tmp_path / "okvqa.answers/rank_0.jsonl"
+    lines = kept.read_text("utf-8").splitlines(keepends=True)
+    assert len(lines) == N
+    # Killed while the sixth line was being written, on a rank that this run does not have.
+    torn = "".join(lines[:5]) + lines[5][: len(lines[5]) // 2]
+    (tmp_path / "okvqa.answers/rank_3.jsonl").write_text(torn, "utf-8")
+    kept.unlink()
+    again = run(opened, data, tmp_path, task)[0]
+    assert len(kept.read_text("utf-8").splitlines()) == N - 5
+    assert answers(tmp_path, "okvqa") == expected
+    assert again == whole
+
+
+@pytest.mark.parametrize("change", ["prompt", "checkpoint", "file", "seed"])
+def test_what_the_answers_depend_on_begins_anew(change, opened, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data / "vizwiz", root / "vizwiz")
+    run(opened, root, tmp_path, page("vizwiz"))
+    kept = tmp_path / "vizwiz.answers/rank_0.jsonl"
+    marked = [{**json.loads(line), "raw": "kept"} for line in kept.read_text("utf-8").splitlines()]
+    kept.write_text("".join(json.dumps(r) + "\n" for r in marked), "utf-8")
+    run(opened, root, tmp_path, page("vizwiz"))
+    assert {r["raw"] for r in written(tmp_path, "vizwiz")} == {"kept"}
+    task, subject, seed = page("vizwiz"), opened, 0
+    match change:
+        case "prompt":
+            task = page("vizwiz", prompt="{question} Say it.")
+        case "checkpoint":
+            subject = type(opened)(opened.subject, opened.name, "another", None)
+        case "file":
+            path = root / "vizwiz/val.json"
+            path.write_text(path.read_text().replace("What is it?", "What is that?"))
+        case _:
+            seed = 1
+    run(subject, root, tmp_path, task, seed=seed)
+    assert "kept" not in {r["raw"] for r in written(tmp_path, "vizwiz")}
+
+
+def test_a_limit_is_named_in_the_result_and_more_samples_go_on_from_it(opened, data, tmp_path):
+    few = run(opened, data, tmp_path, page("vqa_rad"), limit=5)[0]
+    assert (few["status"], few["n"], few["of"]) == ("limited", 5, N)
+    first = answers(tmp_path, "vqa_rad")
+    run(opened, data, tmp_path, page("vqa_rad"))
+    kept = (tmp_path / "vqa_rad.answers/rank_0.jsonl").read_text("utf-8").splitlines()
+    assert len(kept) == N
+    whole = answers(tmp_path, "vqa_rad")
+    assert {i: whole[i]["raw"] for i in first} == {i: r["raw"] for i, r in first.items()}
+
+
+def test_one_sample_that_cannot_be_answered_makes_the_result_incomplete(opened, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data / "textvqa", root / "textvqa")
+    broken = root / "textvqa/train_images/val0002.jpg"
+    held = broken.read_bytes()
+    broken.write_bytes(b"\xff\xd8 no picture")
+    result = run(opened, root, tmp_path, page("textvqa"))[0]
+    assert result["status"] == "incomplete"
+    assert result["scores"] is None
+    assert "interval_95" not in result
+    assert not (tmp_path / "textvqa.jsonl").exists()
+    assert {m["id"] for m in result["missing"]} >= {"4", "5"}
+    assert "broken image" in result["missing"][0]["why"] or "not an image" in result["missing"][0]["why"]
+    with pytest.raises(DataError, match="incomplete"):
+        open_results(tmp_path / "textvqa.json")
+    broken.write_bytes(held)
+    assert run(opened, root, tmp_path, page("textvqa"))[0]["status"] == "complete"
+
+
+def test_files_with_another_number_of_samples_than_the_release_are_refused(opened, data, tmp_path):
+    with pytest.raises(DataError, match=r"the files have 12 samples, the release has 5,000"):
+        run(opened, data, tmp_path, load_task("textvqa"))
+    assert run(opened, data, tmp_path, load_task("textvqa"), limit=3)[0]["status"] == "limited"
+
+
+def test_blind_is_the_same_question_with_another_picture(opened, data, tmp_path):
+    """Likelihoods tell pictures apart also where a small model writes the same to all."""
+    result = run(opened, data, tmp_path, page("imagenet"))[0]
+    rows = written(tmp_path, "imagenet")
+    own = {json.dumps(r["scores"]) for r in rows}
+    assert len(own) == N
+    for r in rows:
+        assert r["blind_scores"] != r["scores"]
+        assert json.dumps(r["blind_scores"]) in own
+    assert result["primary"] == "top1"
+
+
+def test_the_likelihood_of_a_text_is_that_of_the_model_alone_on_it(opened, data, tmp_path):
+    """Padded batches against one caption at a time: the naive twin."""
+    run(with_batch(opened, 5), data, tmp_path / "a", page("coco_retrieval"), limit=3)
+    run(with_batch(opened, 1), data, tmp_path / "b", page("coco_retrieval"), limit=3)
+    a, b = (written(tmp_path / d, "coco_retrieval") for d in "ab")
+    assert len(a[0]["scores"]) == 15
+    for x, y in zip(a, b, strict=True):
+        assert x["scores"] == pytest.approx(y["scores"], abs=1e-3)
+
+
+def test_turned_questions_are_right_where_all_their_turns_are():
+    scored = score_circular([True, True, True, False, False], ["a", "a", "b", "b", "c"])
+    assert scored.values == {"circular": pytest.approx(1 / 3), "accuracy": 0.6, "questions": 3}
+
+
+# --- any checkpoint, any number of ranks --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("pages")
+    found = {}
+    for name in ("vqav2", "pope", "coco_captions"):
+        found[name] = directory / f"{name}.yaml"
+        found[name].write_text(json.dumps(page(name).model_dump(mode="json")))
+    return found
+
+
+def test_ranks_change_no_answer_and_no_score_and_each_sample_has_one(
+    fovea, trained, data, own_pages, tmp_path
+):
+    words = ["eval", trained / "instruct", "--data", data, "--batch", 4]
+    words += [w for p in own_pages.values() for w in ("--task", p)]
+    for ranks in (1, 2):
+        done = fovea(*words, "--nproc", ranks, "--out", tmp_path / str(ranks))
+        assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    for name in own_pages:
+        assert answers(tmp_path / "1", name) == answers(tmp_path / "2", name)
+        one, two = (json.loads((tmp_path / d / f"{name}.json").read_text()) for d in "12")
+        assert one == two
+        parts = [
+            p.read_text("utf-8").splitlines() for p in (tmp_path / "2").glob(f"{name}.answers/rank_*.jsonl")
+        ]
+        assert sorted(map(len, parts)) == [N // 2, N // 2]
+        assert len({json.loads(line)["id"] for part in parts for line in part}) == N
+
+
+def test_results_of_a_run_lie_beside_its_checkpoints(fovea, trained, data, own_pages):
+    done = fovea("eval", trained / "align", "--data", data, "--task", own_pages["pope"], "--limit", 3)
+    assert done.returncode == 0, done.stderr
+    found = trained / "align/eval/step_000012/pope.json"
+    assert json.loads(found.read_text())["checkpoint"]["name"] == "small/align/step_000012"
+
+
+def test_an_exported_directory_gives_the_answers_of_its_checkpoint(fovea, trained, opened, data, tmp_path):
+    done = fovea("export", trained / "instruct", tmp_path / "exported")
+    assert done.returncode == 0, done.stderr
+    other = open_subject(alone(), tmp_path / "exported", 4)
+    a = run(opened, data, tmp_path / "a", page("docvqa"))[0]
+    b = run(other, data, tmp_path / "b", page("docvqa"))[0]
+    assert answers(tmp_path / "a", "docvqa") == answers(tmp_path / "b", "docvqa")
+    assert a["scores"] == b["scores"]
+    with pytest.raises(ConfigError, match="--out"):
+        run(other, data, None, page("docvqa"))
+
+
+def test_a_directory_in_idefics2_s_layout_is_evaluated_as_it_is(data, tmp_path):
+    opened = open_subject(alone(), publish(tmp_path / "published"), 4)
+    result = run(opened, data, tmp_path / "out", page("vqa_rad", shots=1))[0]
+    assert result["status"] == "complete"
+    first = written(tmp_path / "out", "vqa_rad")[0]
+    assert first["prompt"].count("User:") == 2
+    assert first["prompt"].endswith("Assistant:")
+
+
+def test_a_directory_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ConfigError, match="'llava'; allowed are"):
+        open_subject(alone(), tmp_path, 4)
+
+
+def test_a_second_evaluation_of_the_same_place_is_refused(opened, data, tmp_path):
+    from fcntl import LOCK_EX, flock  # noqa: PLC0415
+
+    (tmp_path / "pope.answers").mkdir()
+    with (tmp_path / "pope.answers/lock").open("w") as f:
+        flock(f, LOCK_EX)
+        with pytest.raises(ConfigError, match="another evaluation writes there"):
+            run(opened, data, tmp_path, page("pope"))
+
+
+def test_the_demo_s_scenes_are_a_task(opened, trained, tmp_path):
+    task = load_task("scenes", shots=1)
+    result = run(opened, trained, tmp_path, task.model_copy(update={"max_new_tokens": 4}))[0]
+    assert result["status"] == "complete"
+    assert result["n"] >= 3
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_where_it_was(fovea, trained, data, tmp_path):
+    import signal  # noqa: PLC0415
+    import subprocess  # noqa: PLC0415
+    import sys  # noqa: PLC0415
+
+    path = tmp_path / "t.yaml"
+    path.write_text(json.dumps(page("textvqa", max_new_tokens=64, n=N).model_dump(mode="json")))
+    words = ["eval", trained / "instruct", "--data", data, "--task", path, "--batch", 1, "--nproc", 2]
+    done = fovea(*words, "--out", tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    argv = [sys.executable, "-m", "trainer.cli", *map(str, words), "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    kept = tmp_path / "killed/textvqa.answers"
+    deadline = time.monotonic() + 120
+    while sum(p.stat().st_size > 0 for p in kept.glob("rank_*.jsonl")) < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = sum(len(p.read_text().splitlines()) for p in kept.glob("rank_*.jsonl"))
+    assert before < N
+    time.sleep(1)
+    done = fovea(*words, "--out", tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
+    assert answers(tmp_path / "killed", "textvqa") == answers(tmp_path / "whole", "textvqa")
+
+
+# --- comparing -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(trained, opened, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("two")
+    before = open_subject(alone(), trained / "align", 4)
+    for name, subject in (("a", before), ("b", opened)):
+        run(subject, data, out / name, page("coco_captions"), page("pope"), page("coco_retrieval"))
+    return out
+
+
+def test_a_comparison_is_the_difference_of_the_two_scores_with_every_sample(two):
+    a, b = (open_results(two / d) for d in "ab")
+    for name, value in (
+        ("coco_captions", "CIDEr"), ("pope", "accuracy"), ("coco_retrieval", "image_retrieval_recall@1"),
+    ):  # fmt: skip
+        found = compare_results(a[name], b[name])
+        difference = found["differences"][value]
+        pages = [json.loads((two / d / f"{name}.json").read_text()) for d in "ab"]
+        assert difference["difference"] == pytest.approx(
+            pages[1]["scores"][value] - pages[0]["scores"][value]
+        )
+        assert difference["interval_95"][0] <= difference["difference"] <= difference["interval_95"][1]
+        assert len(found["samples"]) == N
+        alone_ = {r["id"]: r["score"] for r in written(two / "b", name)}
+        assert all(s["b"]["score"] == pytest.approx(alone_[s["id"]]) for s in found["samples"])
+        assert found["better"] - found["worse"] == sum(
+            (s["difference"] > 0) - (s["difference"] < 0) for s in found["samples"]
+        )
+
+
+def test_other_samples_or_other_right_answers_are_refused(two, opened, data, tmp_path):
+    run(opened, data, tmp_path, page("pope"), limit=7)
+    whole = open_results(two / "b/pope.json")["pope"]
+    with pytest.raises(DataError, match="different samples: 5 are only in"):
+        compare_results(whole, open_results(tmp_path)["pope"])
+    shutil.copy(two / "b/pope.json", tmp_path / "pope.json")
+    rows = written(two / "b", "pope")
+    rows[2]["truths"] = ["maybe"]
+    (tmp_path / "pope.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(DataError, match="other right answers for " + rows[2]["id"]):
+        compare_results(whole, open_results(tmp_path)["pope"])
+
+
+def test_compare_prints_the_samples_that_changed_and_writes_all(fovea, two, tmp_path):
+    done = fovea("compare", two / "a", two / "b", "--samples", 2, "--json", tmp_path / "all.json")
+    assert done.returncode == 0, done.stderr
+    assert "coco_captions: CIDEr" in done.stdout
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert [f["task"] for f in found] == ["coco_captions", "coco_retrieval", "pope"]
+    assert fovea("compare", two, two / "b").returncode == ConfigError.exit_code

@@ -1,0 +1,177 @@
+"""`fovea eval` and `fovea compare`: a checkpoint on held-out samples or on benchmarks, and two results."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.cli_parser import Verbs, add_verb, natural, positive
+from data_pipeline.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from trainer.evaluation.task import Task
+
+
+def add_eval_verbs(verbs: Verbs) -> None:
+    """Mount the verbs among those of `fovea`."""
+    p = add_verb(
+        verbs,
+        "eval",
+        _eval,
+        "evaluate a checkpoint, beside its blind baseline, on held-out samples or on benchmarks",
+        "fovea eval runs/demo/align/checkpoints/step_000200\n"
+        "  fovea eval runs/demo/adapt --task vqav2 --task pope --data benchmarks --nproc 8\n"
+        "  fovea eval --tasks --data benchmarks",
+    )
+    p.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a checkpoint, or a stage's directory for its newest one; with --task also an exported "
+        "directory, or one in Idefics2's layout",
+    )
+    p.add_argument("--suite", default="heldout", choices=("heldout",), help="without --task (%(default)s)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="a file that the held-out results are also written to; with --task and --hashes a directory",
+    )
+    p.add_argument(
+        "--task", action="append", metavar="NAME", help="a benchmark, or a task page of your own, *.yaml"
+    )
+    p.add_argument("--tasks", action="store_true", help="list the benchmarks and the files that each needs")
+    p.add_argument(
+        "--hashes", metavar="NAME", help="write a benchmark's images and texts for `fovea data decontaminate`"
+    )
+    p.add_argument(
+        "--data", type=Path, default=Path("benchmarks"), metavar="DIR", help="their files (%(default)s)"
+    )
+    p.add_argument("--limit", type=positive, metavar="N", help="so many samples of each task")
+    p.add_argument("--shots", type=natural, metavar="K", help="examples before a question, 0 to 8")
+    p.add_argument("--batch", type=positive, default=16, metavar="N", help="samples at once (%(default)s)")
+    p.add_argument("--seed", type=natural, default=0, metavar="N", help="draws examples (%(default)s)")
+    p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks (%(default)s)")
+
+    p = add_verb(
+        verbs,
+        "compare",
+        _compare,
+        "two results of `fovea eval --task` on the same samples: B less A, paired",
+        "fovea compare runs/demo/instruct/eval/step_000850 runs/demo/adapt/eval/step_000070",
+    )
+    p.add_argument("a", type=Path, metavar="A", help="TASK.json, or a directory of them")
+    p.add_argument("b", type=Path, metavar="B")
+    p.add_argument("--samples", type=natural, default=10, metavar="N", help="differences shown (%(default)s)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write all differences there, sample by sample")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.tasks:
+        from trainer.evaluation.task import describe, load_task, task_names
+
+        print("\n".join(describe(load_task(name), args.data) for name in task_names()))
+        return 0
+    if args.hashes:
+        return _hashes(args)
+    if args.checkpoint is None:
+        raise ConfigError("CHECKPOINT: name what to evaluate; or list the benchmarks with --tasks")
+    return _tasks(args) if args.task else _heldout(args)
+
+
+def _heldout(args: argparse.Namespace) -> int:
+    from trainer.quiet import quiet_libraries
+    from trainer.signals import abandoning
+
+    with abandoning("the evaluation"):  # its results are written at its end
+        quiet_libraries()
+        from data_pipeline.manifest import write_json
+        from trainer.evaluation.suite import describe
+        from trainer.trained import evaluate_trained, open_trained
+
+        results = evaluate_trained(open_trained(args.checkpoint))
+        if args.out:
+            write_json(args.out, results)
+    print(describe(results))
+    return 0
+
+
+def _tasks(args: argparse.Namespace) -> int:
+    from trainer.evaluation.task import check_files, load_task
+    from trainer.launch import is_rank, launch
+
+    tasks = [load_task(name, args.shots) for name in args.task]
+    check_files(tasks, args.data)
+    if args.nproc == 1 or is_rank():
+        return _task_rank(args, tasks)
+    launch(["eval", *_words(args)], args.nproc)
+    return 0
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command for a rank."""
+    words = [str(args.checkpoint), "--data", str(args.data), "--batch", str(args.batch)]
+    words += ["--seed", str(args.seed)]
+    for name in args.task:
+        words += ["--task", name]
+    for flag, value in (("--limit", args.limit), ("--shots", args.shots), ("--out", args.out)):
+        words += [flag, str(value)] if value is not None else []
+    return words
+
+
+def _task_rank(args: argparse.Namespace, tasks: "list[Task]") -> int:
+    from trainer.launch import end_with_launcher, is_rank
+    from trainer.quiet import quiet_libraries
+
+    end_with_launcher()
+    quiet_libraries()
+    from trainer.benchmarks import Asked, describe, run_tasks
+    from trainer.distributed import alone, close_world, init_world, lost_peers_are_transient
+    from trainer.subject import open_subject
+
+    # Ranks meet at the end of a task: the slowest one's share may take hours more.
+    world = init_world(timeout_s=24 * 3600.0) if is_rank() else alone()
+    with lost_peers_are_transient(world):
+        opened = open_subject(world, args.checkpoint, args.batch)
+        asked = Asked(tasks=tasks, data=args.data, out=args.out, limit=args.limit, seed=args.seed)
+        results = run_tasks(world, opened, asked)
+    close_world()
+    if world.is_main:
+        print("\n".join(describe(r) for r in results), flush=True)
+    if broken := [r["task"] for r in results if r["status"] == "incomplete"]:
+        raise DataError(f"no score for {', '.join(broken)}: a sample without an answer makes it incomplete")
+    return 0
+
+
+def _hashes(args: argparse.Namespace) -> int:
+    from trainer.evaluation.hashes import write_hashes
+    from trainer.evaluation.layouts.read import read_task
+    from trainer.evaluation.task import load_task
+
+    if args.out is None:
+        raise ConfigError("--hashes: name the directory to write with --out")
+    task = load_task(args.hashes)
+    found = write_hashes(read_task(task, args.data)[0], args.out)
+    print(
+        f"{task.name}: {found['samples']} samples, {found['images']} images, in {args.out}\n"
+        f"  search a dataset for them:  fovea data decontaminate DATASET --benchmark {args.out}"
+    )
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from trainer.evaluation.comparison import compare_results, describe, open_results
+
+    ours, theirs = open_results(args.a), open_results(args.b)
+    names = sorted(ours.keys() & theirs.keys())
+    if not names:
+        raise ConfigError(
+            f"no task is in both: {args.a} has {', '.join(ours)}; {args.b} has {', '.join(theirs)}"
+        )
+    found = [compare_results(ours[name], theirs[name]) for name in names]
+    if args.json:
+        from data_pipeline.manifest import write_json
+
+        write_json(args.json, found)
+    print("\n".join(describe(f, args.samples) for f in found))
+    return 0
