@@ -10,28 +10,33 @@ import torch
 from torch._dynamo.utils import counters
 
 from data_pipeline.errors import ConfigError
-from modalities import CASES, draw_batch, model_of, stage_of
+from modalities import CASES, batch_of, model_of, stage_of
 from trainer.config import load_recipe
+from trainer.models.cross_attention import is_gate
 from trainer.models.regions import compile_regions
 
-STAGE = stage_of(CASES["all trained"], 1, 1)
+PLAIN, CROSSED = CASES["all trained"], CASES["cross-attention"]
 
 
-def pair(backend, every=False):
+def pair(backend, every=False, case=PLAIN):
     """The same model twice, the second compiled."""
     torch.compiler.reset()
     counters.clear()
-    eager, compiled = (model_of(CASES["all trained"], STAGE) for _ in range(2))
+    eager, compiled = (model_of(case, stage_of(case, 1, 1)) for _ in range(2))
     for model in (eager, compiled):
         model.enable_activation_checkpointing(every)
-    assert len(compile_regions(compiled, backend)) == 4
+        with torch.no_grad():  # a fresh gate is shut
+            for name, gate in model.named_parameters():
+                if is_gate(name):
+                    gate.fill_(0.5)
+    assert len(compile_regions(compiled, backend)) == (5 if case is CROSSED else 4)
     return eager, compiled
 
 
-def compare(eager, compiled, steps):
+def compare(eager, compiled, steps, case=PLAIN):
     """Losses and gradients on batches of other pictures each, some with none."""
     for step in steps:
-        batch = draw_batch(step, 0, 0)
+        batch = batch_of(case, step, 0, 0)
         losses = [model(batch) for model in (eager, compiled)]
         torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
         for loss in losses:
@@ -54,10 +59,21 @@ def test_forward_and_backward_equal_eager_in_few_graphs_without_a_break(every):
     assert not counters["graph_break"]
 
 
+def test_cross_attention_blocks_are_compiled_in_few_graphs_whatever_the_number_of_pictures():
+    eager, compiled = pair("aot_eager", {"cross_attention": 1}, CROSSED)
+    compare(eager, compiled, range(4), CROSSED)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs <= 8
+    compare(eager, compiled, range(4, 8), CROSSED)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_inductor_equals_eager_forward_and_backward():
-    compare(*pair("inductor", {"language": 2}), range(4))
+@pytest.mark.parametrize("case", [PLAIN, CROSSED], ids=["spliced", "crossed"])
+def test_inductor_equals_eager_forward_and_backward(case):
+    compare(*pair("inductor", {"language": 2}, case), range(4), case)
 
 
 def test_experts_are_not_compiled():

@@ -1,13 +1,14 @@
 """torch.compile by region: what repeats is compiled once, and what differs with every picture stays as it is.
 
-Regions are the language model's layers, and the MLPs of the tower's: its attention has other shapes for every
-set of pictures and would be compiled again and again.
+Regions are the language model's layers, the cross-attention blocks between them, and the MLPs of the tower's:
+its attention has other shapes for every set of pictures and would be compiled again and again.
 """
 
 import torch
 from torch import nn
 
 from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.crossed import CrossAttentionVLM
 
 
 def compile_regions(model: AutoregressiveVLM, backend: str = "inductor") -> list[nn.Module]:
@@ -17,6 +18,8 @@ def compile_regions(model: AutoregressiveVLM, backend: str = "inductor") -> list
     to initialize(), for inside of them nothing may be gathered apart.
     """
     regions = [*model.language.base_model.layers, *(layer.mlp for layer in model.vision.encoder.layers)]
+    if isinstance(model, CrossAttentionVLM):
+        regions += model.cross_attention.blocks
     for region in regions:
         region.forward = torch.compile(region.forward, backend=backend)
     return regions
