@@ -208,6 +208,19 @@ def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_a_time_limit_is_met_with_everything_saved(run_dir):
+    with training(run_dir, "--time-limit", "45", "stages.align.steps=100000") as process:
+        code, output = end(process)
+    assert code == 75, output
+    assert saved(run_dir) == (run_dir / "align" / "metrics.jsonl").read_text().count("\n")
+    assert "near its time limit" in output
+    soon = {"SLURM_JOB_END_TIME": str(int(time.time()))}
+    with training(run_dir, "stages.align.steps=100000", env=soon) as process:
+        assert end(process)[0] == 75
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(trained, tmp_path):
     out = tmp_path / "results.json"
     evaluated = trained / "align" / "eval"
