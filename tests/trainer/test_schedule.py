@@ -32,6 +32,28 @@ def test_constant_stays_at_its_peak():
     assert factors("constant")[2:] == [1.0] * 8
 
 
+def test_wsd_stays_at_its_peak_and_falls_evenly_over_the_last_share_of_all_steps():
+    f = [
+        lr_factor(s, steps=20, warmup_steps=4, schedule="wsd", min_ratio=0.1, decay_share=0.25)
+        for s in range(20)
+    ]
+    assert f[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert f[4:15] == [1.0] * 11
+    assert f[15:] == pytest.approx([0.82, 0.64, 0.46, 0.28, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "share"), [(1, 0, 0.2), (10, 8, 0.9), (10, 10, 0.2), (10, 0, 0.01)]
+)
+def test_wsd_of_few_steps_decays_after_its_warm_up_to_the_least(steps, warmup, share):
+    f = [
+        lr_factor(s, steps=steps, warmup_steps=warmup, schedule="wsd", min_ratio=0.1, decay_share=share)
+        for s in range(steps)
+    ]
+    assert f[:warmup] == [(s + 1) / warmup for s in range(warmup)]
+    assert f[-1] == pytest.approx(0.1 if warmup < steps else 1.0)
+
+
 def test_an_unknown_schedule_is_an_error_naming_the_allowed():
-    with pytest.raises(ValueError, match="constant, linear, cosine"):
+    with pytest.raises(ValueError, match="constant, linear, cosine, wsd"):
         factors("sine")
