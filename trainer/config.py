@@ -153,6 +153,7 @@ class Stage(_Part):
         True, description="recompute layers in the backward pass: all, none, or module -> every n-th layer"
     )
     compile: bool = Field(False, description="torch.compile, by layers: faster steps behind slow first ones")
+    kernels: Literal["torch", "liger"] = Field("torch", description="of the language model; liger: CUDA only")
     ds_config: str = Field("zero3", description="name in ds_configs/, or a path")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
@@ -177,6 +178,15 @@ class Stage(_Part):
             raise ValueError(
                 "mask 'prefix_full' sees prompts whole, so they cannot be targets: set loss_on to 'answers' "
                 "(captions and documents are rendered alike under both)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _operators_are_fused_once(self) -> "Stage":
+        if self.compile and self.kernels != "torch":
+            raise ValueError(
+                f"stage '{self.name}': compile and kernels={self.kernels} both fuse the operators of the "
+                "language model: set compile to false, or kernels to torch"
             )
         return self
 

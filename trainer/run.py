@@ -31,9 +31,11 @@ from trainer.engine.ds_config import merge_ds_config, read_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.sharding import Shards, shards_parameters
 from trainer.engine.state import TrainState
+from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.freeze import Counted, count_parameters, freeze, parameter_groups
 from trainer.models.gradients import GradientCheck
+from trainer.models.kernels import fuse, liger_kernels
 from trainer.models.moe.experts import require_backend
 from trainer.models.regions import compile_regions
 from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
@@ -41,7 +43,7 @@ from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
-NOT_COMPARED = {"checkpoint_every", "keep_checkpoints", "compile"}
+NOT_COMPARED = {"checkpoint_every", "keep_checkpoints", "compile", "kernels"}
 """Stage fields that may change between a checkpoint and its resume."""
 
 
@@ -87,7 +89,7 @@ def build_run(
     shards = Shards(config) if shards_parameters(config) else None
     refuse_other_backbones(recipe, backbones)
     model, tokenizer = load_parts(recipe.model, backbones, stage.mask, shards is not None)
-    model.neftune_alpha = stage.neftune_alpha
+    _set_forward(model, stage)
     fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
 
     stage_dir = run_dir / stage.name
@@ -189,6 +191,13 @@ def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[
             **{p: version(p) for p in packages},
         },
     )
+
+
+def _set_forward(model: AutoregressiveVLM, stage: Stage) -> None:
+    """What the stage says of the forward pass, apart from the mask."""
+    model.neftune_alpha = stage.neftune_alpha
+    if stage.kernels == "liger":
+        fuse(model.language, liger_kernels())
 
 
 def _fingerprints(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Real ranks for tests: one function on each of several processes, joined by gloo.
+"""Real ranks for tests: one function on each of several processes, joined by gloo, or by NCCL on GPUs.
 
 As a script it is one rank: `python ranks.py CALL RESULT`.
 """
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import deepspeed
 import torch
@@ -29,13 +29,17 @@ _END_WITH_PARENT = 1
 
 
 def on_ranks(
-    function: Callable[..., Any], *arguments: Any, ranks: int = 2, seconds: float = 120
+    function: Callable[..., Any],
+    *arguments: Any,
+    ranks: int = 2,
+    seconds: float = 120,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> list[Any]:
     """What `function(world, *arguments)` returns on each rank, in their order.
 
     The function stands at the top of its module; arguments and results are pickled. Each rank has one thread
-    and its own import of that module. Raises AssertionError with what every rank wrote where one of them
-    fails or `seconds` are over; none of them outlives the call.
+    and its own import of that module; on the CPU it sees no GPU. Raises AssertionError with what every rank
+    wrote where one of them fails or `seconds` are over; none of them outlives the call.
     """
     # A rank imports the function's module anew. Were it a script, it would start ranks itself, and they too.
     assert _SECONDS not in os.environ, "a rank starts no ranks"
@@ -49,13 +53,15 @@ def on_ranks(
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         common = os.environ | {
-            "DS_ACCELERATOR": "cpu",
+            "DS_ACCELERATOR": device,
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(ranks),
             _SECONDS: str(seconds),
         }
+        if device == "cpu":
+            common["CUDA_VISIBLE_DEVICES"] = ""
         started: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(ranks):
