@@ -1,12 +1,14 @@
 """A killed run, repeated, is the unbroken run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import psutil
+import pytest
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
 
@@ -94,6 +96,28 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_dir, train
     assert "resuming after step 8" in again.stdout
     unbroken = metrics(trained / "align")
     assert [m["loss"] for m in metrics(run_dir / "align")] == [m["loss"] for m in unbroken]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_a_run_goes_on_compiled_and_then_not_with_the_losses_of_the_run_that_never_was(
+    run_dir, trained, fovea, metrics
+):
+    """Compiled code rounds bfloat16 elsewhere; samples are the same."""
+    shutil.copytree(trained / "align", run_dir / "align")
+    for compiled in ("true", "false"):
+        shutil.rmtree(run_dir / "align" / "checkpoints" / "step_000012")
+        words = ["--stage", "align", "--run", run_dir, "--nproc", 2, f"stages.align.compile={compiled}"]
+        again = fovea("train", run_dir / "recipe.yaml", *words)
+        assert again.returncode == 0, again.stderr
+        assert "resuming after step 8" in again.stdout
+        unbroken, resumed = (metrics(d / "align") for d in (trained, run_dir))
+        assert [m["samples"] for m in resumed] == [m["samples"] for m in unbroken]
+        want = [m["loss"] for m in unbroken]
+        found = [m["loss"] for m in resumed]
+        assert found == (want if compiled == "false" else pytest.approx(want, abs=2e-3))
+        assert (found == want) == (compiled == "false")  # it was compiled
 
 
 def test_a_stage_without_its_predecessor_says_which_command_is_missing(run_dir, fovea):
