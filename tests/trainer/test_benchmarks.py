@@ -1,7 +1,10 @@
 """`fovea eval --task` on a real checkpoint: every way of running it gives the same answers and scores."""
 
+import doctest
 import json
 import os
+import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -9,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import ConfigError, DataError
+from documentation import BLOCKS
 from idefics2_like import publish
 from released import release
 from trainer.benchmarks import Asked, run_tasks
+from trainer.cli import main
 from trainer.distributed import alone
 from trainer.evaluation.comparison import compare_results, open_results
 from trainer.evaluation.outcome import score_circular
@@ -367,3 +372,57 @@ def test_compare_prints_the_samples_that_changed_and_writes_all(fovea, two, tmp_
     found = json.loads((tmp_path / "all.json").read_text())
     assert [f["task"] for f in found] == ["coco_captions", "coco_retrieval", "pope"]
     assert fovea("compare", two, two / "b").returncode == ConfigError.exit_code
+
+
+# --- what the documentation shows -----------------------------------------------------------------------
+
+
+def shown_sessions() -> list[tuple[list[str], str]]:
+    """Each benchmark command of the page, with the output that is shown below it."""
+    found = []
+    for block in BLOCKS:
+        if block.page == "docs/evaluation.md" and block.language == "console":
+            for part in re.split(r"^\$ fovea ", block.text, flags=re.MULTILINE)[1:]:
+                line, _, output = part.partition("\n")
+                if re.search("--task|--hashes|^compare", line):
+                    found.append((shlex.split(line), output))
+    return found
+
+
+def shape(text: str) -> list[str]:
+    """The lines without their numbers, and without the samples that changed."""
+    return [re.sub(r"[+-]?[\d.]+(e-\d+)?", "#", line) for line in text.splitlines() if "(right:" not in line]
+
+
+def test_the_shown_commands_run_and_print_what_is_shown_but_for_the_numbers(
+    trained, tmp_path, monkeypatch, capsys
+):
+    """On the tests' small run in place of the demo's."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "runs/demo"
+    run_dir.mkdir(parents=True)
+    for name, target in (("instruct", "instruct"), ("adapt", "align"), ("data", "data")):
+        (run_dir / name).symlink_to(trained / target)
+    sessions = shown_sessions()
+    assert len(sessions) == 6
+    for argv, output in sessions:
+        capsys.readouterr()
+        code = main(argv)
+        seen = capsys.readouterr()
+        assert (code != 0) == output.startswith("fovea: ")
+        if "..." in output:
+            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            assert doctest.OutputChecker().check_output(output, seen.out, flags)
+        else:
+            # Libraries that other tests have imported may show their bars on the standard error.
+            assert shape(seen.err if code else seen.out) == shape(output)
+
+
+def test_the_shown_task_page_loads_and_the_shown_sample_has_the_fields_of_a_sample(tmp_path, opened, data):
+    blocks = [b for b in BLOCKS if b.page == "docs/evaluation.md"]
+    page_shown = next(b for b in blocks if b.file == "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(page_shown.text, encoding="utf-8")
+    assert load_task(str(tmp_path / "mine.yaml")).n == 40
+    sample = next(json.loads(b.text) for b in blocks if b.language == "json" and "blind_raw" in b.text)
+    run(opened, data, tmp_path, page("ai2d"))
+    assert list(written(tmp_path, "ai2d")[0]) == list(sample)
