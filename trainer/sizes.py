@@ -12,7 +12,7 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from data_pipeline.errors import ConfigError
 from data_pipeline.stream.layout import LAYOUTS
 from trainer.config import Expected, Recipe, Stage
-from trainer.models.adapters import attach
+from trainer.models.adapters import attach, is_adapter
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.build import build_model
 from trainer.models.flops import Flops, Load, causal_pairs, training
@@ -23,10 +23,14 @@ from trainer.models.vision import vision_config
 
 @dataclass(frozen=True)
 class Size:
-    """A stage's model: its modules, and the operations of one target token and of one image in training."""
+    """A stage's model: its modules, and the operations of one target token and of one image in training.
+
+    `plain`: its parameters without adapters, as it is exported merged.
+    """
 
     stage: str
     modules: tuple[Counted, ...]
+    plain: int
     token: Flops
     image: Flops
 
@@ -57,6 +61,8 @@ def table(recipe: Recipe) -> Iterator[str]:
     for stage, size in zip(recipe.stages, sizes(recipe), strict=True):
         yield f"{stage.name}, from {stage.init_from}"
         yield from (f"  {line}" for line in describe(size.modules))
+        if size.plain < sum(m.parameters for m in size.modules):
+            yield f"  {'without adapters':15} {size.plain:14,}"
         text, row = size.token.total, stage.sequence_length
         patches = recipe.model.image.largest_grid**2
         yield (
@@ -96,7 +102,9 @@ def _size(recipe: Recipe, stage: Stage) -> Size:
         training(recipe.model, expected.vision, expected.language, load, stage.train) for load in (row, image)
     )
     token = Flops(**{k: v // length for k, v in vars(of_row).items()})
-    return Size(stage.name, count_parameters(skeleton(recipe, stage), stage.train), token, of_image)
+    model = skeleton(recipe, stage)
+    plain = sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name))
+    return Size(stage.name, count_parameters(model, stage.train), plain, token, of_image)
 
 
 def _expected(recipe: Recipe) -> Expected:

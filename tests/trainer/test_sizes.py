@@ -96,6 +96,7 @@ def test_every_stage_has_and_trains_exactly_these_parameters(name):
         # What an adapter adds stands beside what it adapts.
         own = {c.module: c.parameters - (c.trainable if "rank" in c.how else 0) for c in size.modules}
         assert own == published.modules, size.stage
+        assert size.plain == published.total
 
 
 def test_the_totals_are_those_that_are_spoken_of():
@@ -172,8 +173,9 @@ def test_a_recipe_without_expected_backbones_takes_any_and_has_no_size(tmp_path)
         sizes(load_recipe("tiny"))
 
 
-def test_the_verb_prints_each_stage(capsys):
+def test_the_verb_prints_each_stage_and_what_is_left_when_adapters_are_merged(capsys):
     assert main(["model", "align-900m"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("training FLOPs") == 4
+    assert shown.count("without adapters    944,870,256\n") == 2  # two of its stages have adapters
     assert "language 513,590,784 0 - frozen" in " ".join(shown.split())
