@@ -21,6 +21,7 @@ from pydantic import (
 from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
+from trainer.engine.guard import Guard
 from trainer.evaluation.config import Evaluation
 from trainer.models.config import Model
 from trainer.models.tuning import Tuning, check_modules
@@ -143,12 +144,14 @@ class Stage(_Part):
         0.0, ge=0, description="noise on the embeddings of text (arXiv 2310.05914 tries 5, 10 and 15)"
     )
     lr: float = Field(gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    decay_share: float = Field(0.2, gt=0, le=1, description="of all steps, at their end, under wsd")
     warmup_steps: int = Field(0, ge=0)
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="last lr as a share of lr")
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the global gradient")
+    guard: Guard = Field(Guard(), description="what becomes of bad steps")
     activation_checkpointing: bool | dict[Recomputed, PositiveInt] = Field(
         True, description="recompute layers in the backward pass: all, none, or module -> every n-th layer"
     )

@@ -1,11 +1,9 @@
 """What happens at a step, in order."""
 
-import math
 import time
 
 import torch
 
-from data_pipeline.errors import NumericError
 from trainer.distributed import all_sum
 from trainer.engine import checkpoint
 from trainer.engine.initialize import set_lr
@@ -13,6 +11,7 @@ from trainer.engine.oversight import Oversight
 from trainer.engine.requests import Stopped
 from trainer.engine.schedule import lr_factor
 from trainer.engine.state import TrainState
+from trainer.guarded import remembered, rewind, update
 from trainer.models.moe.layer import routing_of
 from trainer.observe.sinks import Metrics
 from trainer.run import Run
@@ -45,11 +44,17 @@ def _steps(run: Run, oversight: Oversight) -> None:
             step = run.state.step
             at = f"after step {step} of {stage.steps}, which is saved" if step else "before its first step"
             raise request.error(f"stage '{stage.name}' stopped {at}") from None
+        if metrics.get("guard") == "rewind":
+            rewind(run)
+            saved = run.state.step
+            continue
         metrics["step_s"] = time.perf_counter() - began
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
         for sink in run.sinks:
             sink.write(metrics)
-        if run.state.step % stage.checkpoint_every == 0 or run.state.step == stage.steps:
+        due = run.state.step // stage.checkpoint_every > saved // stage.checkpoint_every
+        # Not amid bad steps: the weights before them may be what is bad.
+        if (due and not run.state.guard.rung) or run.state.step == stage.steps:
             _save(run, oversight)
             saved = run.state.step
 
@@ -78,6 +83,7 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
         warmup_steps=stage.warmup_steps,
         schedule=stage.schedule,
         min_ratio=stage.min_lr_ratio,
+        decay_share=stage.decay_share,
     )
     set_lr(engine, lr)
 
@@ -92,6 +98,7 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
     scale, beside = summed / max(1.0, targets), summed / max(1.0, tokens)
     routing = routing_of(engine.module)
     total = torch.zeros((), device=world.device)
+    scale *= oversight.spoilt(world, step + 1)
     # Whatever is random in a step depends on its number alone, so a resumed run draws the same.
     torch.manual_seed((run.recipe.seed * 1_000_003 + step) * 65_537 + world.rank)
     for i, batch in enumerate(batches):
@@ -104,35 +111,25 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
             engine.step()
     loss_sum, *routed = all_sum(world, float(total), *routing.sums())
     mean_loss = loss_sum / max(1.0, targets)
-    if not math.isfinite(mean_loss):
-        run_dir = run.stage_dir.parent
-        # Every rank sees the same sum, so every rank stops here, before the weights are touched.
-        raise NumericError(
-            f"stage '{stage.name}': the loss at step {step + 1} is {mean_loss}; the weights were not updated."
-            f"\n  Its samples:  fovea data explain {run_dir / 'recipe.resolved.yaml'} --run {run_dir} "
-            f"--stage {stage.name} --step {step + 1}"
-            "\n  Lower lr or clip, or look at those samples; the same command resumes before this step."
-        )
     oversight.strike(world, step + 1)
     run.gradients.check(world)  # of the first step; later ones are not watched
-    engine.step()
-    norm = engine.get_global_grad_norm()
-    if norm is not None and not math.isfinite(norm):
-        # DeepSpeed finds the norm inside its step, so these weights are spoilt; they are never saved.
-        raise NumericError(
-            f"stage '{stage.name}': the gradient norm at step {step + 1} is {float(norm)}; nothing of "
-            "that step was saved.\n  Lower lr; the same command resumes from the newest verified checkpoint."
-        )
+    norm, refused = update(run, mean_loss)
 
     stream = run.stream.state_dict()
-    run.state = TrainState(step=step + 1, tokens=run.state.tokens + int(tokens), stream=stream)
+    run.state = TrainState(
+        step=step + 1,
+        tokens=run.state.tokens + int(tokens),
+        stream=stream,
+        guard=remembered(run, mean_loss, norm, refused),
+    )
     of_tokens, of_patches = run.stream.imbalance
     return {
         "stage": stage.name,
         "step": step + 1,
         "loss": mean_loss,
         "lr": lr,
-        "grad_norm": float(norm) if norm is not None else 0.0,
+        "grad_norm": norm,
+        **({"guard": refused} if refused else {}),
         "tokens": int(tokens),
         "target_tokens": int(targets),
         "images": int(images),

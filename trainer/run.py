@@ -4,6 +4,7 @@ A run directory holds a whole recipe, one directory a stage:
 
     RUN/run.json  recipe.resolved.yaml  env.json  report.html
     RUN/STAGE/metrics.jsonl  parameters.json  events.jsonl  checkpoints/step_*/COMPLETE.json  eval/step_*/
+    RUN/STAGE/incidents/step_*/
 """
 
 import json
@@ -28,6 +29,7 @@ from trainer.config import Recipe, Stage, dump_recipe
 from trainer.distributed import World, barrier
 from trainer.engine import checkpoint
 from trainer.engine.ds_config import merge_ds_config, read_ds_config
+from trainer.engine.gate import Gate
 from trainer.engine.initialize import initialize
 from trainer.engine.sharding import Shards, shards_parameters
 from trainer.engine.state import TrainState
@@ -43,7 +45,7 @@ from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
-NOT_COMPARED = {"checkpoint_every", "keep_checkpoints", "compile", "kernels"}
+NOT_COMPARED = {"guard", "checkpoint_every", "keep_checkpoints", "compile", "kernels"}
 """Stage fields that may change between a checkpoint and its resume."""
 
 
@@ -58,6 +60,7 @@ class Run:
     accumulation: int
     stream: Stream
     engine: deepspeed.DeepSpeedEngine
+    gate: Gate
     state: TrainState
     fingerprints: dict[str, Any]
     parameters: tuple[Counted, ...]
@@ -142,6 +145,7 @@ def build_run(
         accumulation=accumulation,
         stream=stream,
         engine=engine,
+        gate=Gate(engine),
         state=state,
         fingerprints=fingerprints,
         parameters=parameters,
@@ -217,6 +221,10 @@ def _refuse_other_run(
     theirs = {**found.fingerprints, **({"data": ours["data"]} if accept_changed_data else {})}
     # Keys that are newer than the checkpoint have their defaults.
     theirs["model"] = Model.model_validate(theirs["model"]).model_dump(mode="json")
+    defaults = {
+        k: f.default for k, f in Stage.model_fields.items() if k in ours["stage"] and not f.is_required()
+    }
+    theirs["stage"] = defaults | theirs.get("stage", {})
     changed = [
         f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
         for part in ("model", "stage")

@@ -28,6 +28,7 @@ from data_pipeline.sample import SCHEMA
 from documentation import BLOCKS, ROOT, text_of
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
+from trainer.engine.guard import Guard
 from trainer.evaluation.config import Evaluation
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.tuning import Adapter, Tuning
@@ -52,8 +53,16 @@ def test_the_keys_of_a_stage_and_their_defaults():
             assert default == "required"
         else:
             value = field.default
+            if isinstance(value, BaseModel):
+                assert default == "[below](#bad-steps)"
+                continue
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert default.strip("`") in (shown, shown.lower(), shown.removesuffix(".0")), key
+
+
+def test_the_keys_of_a_guard_and_their_defaults():
+    shown = {row[0].strip("`"): row[1] for row in rows("training.md", "Bad steps")}
+    assert shown == {k: written(f.default) for k, f in Guard.model_fields.items()}
 
 
 def test_the_keys_of_what_is_trained():

@@ -1,5 +1,6 @@
 """Faults on purpose, for rehearsals: `--faults kill:1@7,term:0@9` kills rank 1 in step 7, and so on."""
 
+import math
 import os
 import re
 import signal
@@ -16,6 +17,10 @@ KINDS = {
     "stop": signal.SIGSTOP,
 }
 """What a rank does to itself: it sends itself this signal, between its gradients and its update."""
+
+
+FACTORS = {"nan": math.nan, "spike": 1e5}
+"""What a rank multiplies its gradients with in that step."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
         if match is None:
             raise ConfigError(f"--faults {word}: KIND:RANK@STEP is expected, as in kill:1@7.")
         kind = match.group(1)
-        if kind not in KINDS:
-            raise ConfigError(f"--faults {word}: the kinds are {', '.join(KINDS)}{nearest(kind, KINDS)}.")
+        if kind not in (kinds := (*KINDS, *FACTORS)):
+            raise ConfigError(f"--faults {word}: the kinds are {', '.join(kinds)}{nearest(kind, kinds)}.")
         faults.append(Fault(kind, int(match.group(2)), int(match.group(3))))
     return tuple(faults)
 
@@ -44,5 +49,10 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
 def strike(faults: Sequence[Fault], rank: int, step: int) -> None:
     """Do what was asked for this rank in this step."""
     for fault in faults:
-        if (fault.rank, fault.step) == (rank, step):
+        if (fault.rank, fault.step) == (rank, step) and fault.kind in KINDS:
             os.kill(os.getpid(), KINDS[fault.kind])
+
+
+def factor(faults: Sequence[Fault], rank: int, step: int) -> float:
+    """What this rank's gradients of this step are multiplied with; 1 where nothing was asked."""
+    return math.prod(FACTORS.get(f.kind, 1.0) for f in faults if (f.rank, f.step) == (rank, step))

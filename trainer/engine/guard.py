@@ -5,7 +5,7 @@ before it. A ladder says what the first, the second, ... bad step in a row leads
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
@@ -49,9 +49,6 @@ class Memory:
     rung: int = 0
     furthest: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Memory":
         windows = {key: tuple(raw[key]) for key in ("losses", "norms") if key in raw}
@@ -60,7 +57,7 @@ class Memory:
     def after_good(self, guard: Guard, step: int, loss: float, norm: float) -> "Memory":
         """Past `furthest`, the next bad step is the first again: going back to it has led on."""
         memory = self if step <= self.furthest else replace(self, rung=0)
-        if guard.spike_z is None:
+        if guard.spike_z is None or not math.isfinite(norm):  # fp16's scaling discards such a step
             return memory
         losses, norms = (*self.losses, loss), (*self.norms, norm)
         return replace(memory, losses=losses[-guard.window :], norms=norms[-guard.window :])

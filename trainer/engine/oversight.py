@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from data_pipeline.errors import FoveaError, PreflightError
 from trainer.distributed import World, all_sum
 from trainer.engine.attempts import Attempt, Lease, end_of, last_save_s
-from trainer.engine.faults import Fault, strike
+from trainer.engine.faults import Fault, factor, strike
 from trainer.engine.requests import REASONS, Requests, decide
 
 _WAIT_S = 0.2  # for data, between two looks at the requests
@@ -55,6 +55,10 @@ class Oversight:
 
     def strike(self, world: World, step: int) -> None:
         strike(self.faults, world.rank, step)
+
+    def spoilt(self, world: World, step: int) -> float:
+        """What a rehearsed fault multiplies this rank's gradients with."""
+        return factor(self.faults, world.rank, step)
 
     def saving(self, world: World, step: int, save: Callable[[], object]) -> None:
         """Save, where the stage is still ours, and learn how long it takes (all ranks)."""

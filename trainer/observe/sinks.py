@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,14 +14,27 @@ Metrics = dict[str, float | int | str]
 
 
 class JsonlSink:
-    """One JSON object a line. On resume the lines after the checkpoint's step are cut off."""
+    """One JSON object a line; what is not finite is null. On resume the lines after the checkpoint's step are
+    cut off."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        kept = []
+        self._path = path
+        self._file = self._cut(resume_step, {})
+
+    def rewind(self, step: int, place: dict[str, int]) -> None:
+        """Cut off the lines after `step`, and say in its own where the data goes on."""
+        self.close()
+        self._file = self._cut(step, place)
+
+    def _cut(self, last: int, place: dict[str, int]) -> TextIO:
+        path, kept = self._path, []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    if json.loads(line)["step"] <= resume_step:
+                    metrics = json.loads(line)
+                    if metrics["step"] == last and place:
+                        kept.append(json.dumps(metrics | place) + "\n")
+                    elif metrics["step"] <= last:
                         kept.append(line + "\n")
                 except (ValueError, KeyError):
                     continue  # a line that a kill cut short
@@ -28,10 +42,11 @@ class JsonlSink:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        return path.open("a", encoding="utf-8")
 
     def write(self, metrics: Metrics) -> None:
-        self._file.write(json.dumps(metrics) + "\n")
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
 
     def close(self) -> None:
