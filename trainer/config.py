@@ -247,6 +247,18 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def _pictures_are_read(self) -> "Recipe":
+        read = {"backbones": self.model.cross_attention is None}
+        for stage in self.stages:
+            read[stage.name] = read[stage.init_from] or "cross_attention" in stage.train
+            if not read[stage.name]:
+                raise ValueError(
+                    f"stage '{stage.name}': the gates of cross-attention begin at 0, and neither this stage nor "
+                    "one before it trains them: no picture would be read. Add cross_attention to train"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _experts_have_no_adapters(self) -> "Recipe":
         for stage in self.stages if self.model.moe else ():
             language = stage.train.get("language")

@@ -274,7 +274,10 @@ CROSSED = f"model={{architecture: cross_attention, image: {{longest_edge: 64, pa
 def test_a_recipe_trains_the_blocks_where_the_architecture_has_them():
     recipe = load_recipe(RECIPE, [CROSSED, "stages.align.train={cross_attention: 1, connector: 0.5}"])
     assert recipe.model.cross_attention.every == 2
-    assert load_recipe(RECIPE, ["model.architecture=cross_attention"]).model.cross_attention.every == 4
+    trained = "stages.align.train.cross_attention=1"
+    assert (
+        load_recipe(RECIPE, ["model.architecture=cross_attention", trained]).model.cross_attention.every == 4
+    )
     with pytest.raises(ConfigError, match=r"train\.cross_attention: .* set model\.architecture to"):
         load_recipe(RECIPE, ["stages.align.train={cross_attention: 1}"])
     with pytest.raises(ConfigError, match="the architecture is autoregressive"):
@@ -283,6 +286,14 @@ def test_a_recipe_trains_the_blocks_where_the_architecture_has_them():
         load_recipe(RECIPE, [CROSSED, "model.cross_attention.nothing_else=1"])
     with pytest.raises(ConfigError, match="this model has no cross_attention"):
         freeze(torch.nn.ModuleDict({"vision": torch.nn.Linear(1, 1)}), {"cross_attention": 1.0})
+
+
+def test_a_recipe_whose_gates_stay_shut_is_refused_at_the_first_stage_that_reads_no_picture():
+    with pytest.raises(ConfigError, match=r"stage 'align': the gates .* Add cross_attention to train"):
+        load_recipe(RECIPE, ["model.architecture=cross_attention"])
+    with pytest.raises(ConfigError, match="stage 'align': the gates"):
+        load_recipe(RECIPE, [CROSSED, "stages.pretrain.train.cross_attention=1"])
+    load_recipe(RECIPE, [CROSSED, "stages.align.train.cross_attention=1"])  # later stages go on from there
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
