@@ -241,9 +241,9 @@ def test_ranks_change_no_answer_and_no_score_and_each_sample_has_one(
         assert len({json.loads(line)["id"] for part in parts for line in part}) == N
 
 
-def test_results_of_a_run_lie_beside_its_checkpoints(fovea, trained, data, own_pages):
-    done = fovea("eval", trained / "align", "--data", data, "--task", own_pages["pope"], "--limit", 3)
-    assert done.returncode == 0, done.stderr
+def test_results_of_a_run_lie_beside_its_checkpoints(trained, data, own_pages):
+    words = ["eval", trained / "align", "--data", data, "--task", own_pages["pope"], "--limit", 3]
+    assert main([str(w) for w in words]) == 0
     found = trained / "align/eval/step_000012/pope.json"
     assert json.loads(found.read_text())["checkpoint"]["name"] == "small/align/step_000012"
 
@@ -365,13 +365,15 @@ def test_other_samples_or_other_right_answers_are_refused(two, opened, data, tmp
         compare_results(whole, open_results(tmp_path)["pope"])
 
 
-def test_compare_prints_the_samples_that_changed_and_writes_all(fovea, two, tmp_path):
-    done = fovea("compare", two / "a", two / "b", "--samples", 2, "--json", tmp_path / "all.json")
-    assert done.returncode == 0, done.stderr
-    assert "coco_captions: CIDEr" in done.stdout
+def test_compare_prints_the_samples_that_changed_and_writes_all(two, tmp_path, capsys):
+    words = ["compare", two / "a", two / "b", "--samples", 2, "--json", tmp_path / "all.json"]
+    assert main([str(w) for w in words]) == 0
+    printed = capsys.readouterr().out
+    assert "coco_captions: CIDEr" in printed
+    assert sum("(right:" in line for line in printed.splitlines()) in range(1, 7)
     found = json.loads((tmp_path / "all.json").read_text())
     assert [f["task"] for f in found] == ["coco_captions", "coco_retrieval", "pope"]
-    assert fovea("compare", two, two / "b").returncode == ConfigError.exit_code
+    assert main(["compare", str(two), str(two / "b")]) == ConfigError.exit_code
 
 
 # --- what the documentation shows -----------------------------------------------------------------------
