@@ -253,8 +253,8 @@ class Recipe(_Part):
             read[stage.name] = read[stage.init_from] or "cross_attention" in stage.train
             if not read[stage.name]:
                 raise ValueError(
-                    f"stage '{stage.name}': the gates of cross-attention begin at 0, and neither this stage nor "
-                    "one before it trains them: no picture would be read. Add cross_attention to train"
+                    f"stage '{stage.name}': the gates of cross-attention begin at 0, and neither this stage "
+                    "nor one before it trains them: no picture would be read. Add cross_attention to train"
                 )
         return self
 
