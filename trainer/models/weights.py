@@ -1,4 +1,4 @@
-"""All weights of a model in one safetensors file, under vision.*, connector.*, language.*, new_tokens.*.
+"""All weights of a model in one safetensors file, under the names of its modules (MODULES in config.py).
 
 Loading is strict: a weight that is missing, unknown or of another shape is an error, never a random value.
 """
