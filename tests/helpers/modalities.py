@@ -18,6 +18,7 @@ from toy_backbones import toy_mistral, toy_tower
 from trainer.config import Recipe, Stage
 from trainer.distributed import World
 from trainer.engine.ds_config import merge_ds_config
+from trainer.engine.gate import Gate
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
 from trainer.loop import train_step
@@ -215,6 +216,7 @@ def ranks_train(
             accumulation=ACCUMULATION,
             stream=Drawn(CASES[name], world.rank),
             engine=engine,
+            gate=Gate(engine),
             state=TrainState(),
             fingerprints={},
             parameters=parameters,
