@@ -40,7 +40,8 @@ def test_two_ranks_under_zero3_train_as_one_process():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("ranks", "name"), [*((2, name) for name in CASES), (4, "all trained"), (4, "frozen tower, LoRA")]
+)
 def test_200_steps_under_zero3_train_as_one_process(ranks, name):
     agree([name], ranks=ranks, steps=200, seconds=600)
