@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
@@ -276,7 +276,7 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     return 0
 
 
-def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> int:
+def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> NoReturn:
     from trainer.engine.faults import parse_faults
     from trainer.engine.requests import Requests, deadline_of, stop_files
 
@@ -286,7 +286,7 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> i
     requests.listen()
     end_with_launcher()
     quiet_libraries()
-    from trainer.distributed import close_world, init_world, lost_peers_are_transient
+    from trainer.distributed import end_rank, init_world, lost_peers_are_transient
     from trainer.engine.oversight import owned
     from trainer.loop import train
     from trainer.models.freeze import describe
@@ -306,14 +306,14 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> i
                 else:
                     print("\n".join(describe(run.parameters)))
             train(run, oversight)
+            run.stream.close()
     except FoveaError as e:
         if requests.abandoned:  # the interpreter's end would wait for the thread that waits for data
             report_error(e)
             sys.stdout.flush()
             os._exit(e.exit_code)
         raise
-    close_world()
-    return 0
+    end_rank()
 
 
 def _trained(recipe: "Recipe", stage: "Stage", ranks: int) -> str:
