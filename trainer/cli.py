@@ -308,11 +308,13 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> N
             train(run, oversight)
             run.stream.close()
     except FoveaError as e:
+        requests.end()
         if requests.abandoned:  # the interpreter's end would wait for the thread that waits for data
             report_error(e)
             sys.stdout.flush()
             os._exit(e.exit_code)
         raise
+    requests.end()
     end_rank()
 
 

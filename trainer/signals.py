@@ -72,4 +72,5 @@ def forwarding(
         yield seen
     finally:
         for s, handler in before.items():
-            signal.signal(s, handler)
+            # Asked once, this process ends with what became of it; asked again, it must not die of it.
+            signal.signal(s, signal.SIG_IGN if seen else handler)

@@ -253,8 +253,8 @@ def test_no_rank_holds_more_than_its_part_and_the_largest_tensor(tmp_path, ranks
     largest = 4 * WIDE["vocab_size"] * WIDE["hidden_size"]
     assert whole > 190e6
     for in_parts, plainly in on_ranks(memory_of_loading, backbones, ranks=ranks, seconds=300):
-        # Twice the largest: where it is read, and where the ranks receive it.
-        assert in_parts < whole / ranks + 2 * largest + 20e6, (in_parts / 1e6, whole / 1e6)
+        # Twice the largest: where it is read, and where the ranks receive it. Else what the heap keeps.
+        assert in_parts < whole / ranks + 2 * largest + 40e6, (in_parts / 1e6, whole / 1e6)
         assert plainly > 0.95 * whole, (plainly / 1e6, whole / 1e6)
 
 

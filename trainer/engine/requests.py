@@ -84,6 +84,11 @@ class Requests:
         """From here on there is something to save."""
         self._at_once = False
 
+    def end(self) -> None:
+        """From here on nothing is left to save: what asks now must not change how this process ends."""
+        for s in ASKING:
+            signal.signal(s, signal.SIG_IGN)
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if number == signal.SIGINT and number in self._seen and now - self._interrupted > SAME_S:
