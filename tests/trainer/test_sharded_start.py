@@ -245,7 +245,9 @@ def memory_of_loading(world: World, backbones: Path) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_no_rank_holds_more_than_its_part_and_the_largest_tensor(tmp_path, ranks):
+def test_no_rank_holds_more_than_its_part_and_the_largest_tensor(tmp_path, ranks, monkeypatch):
+    # What is freed goes back at once: glibc would keep up to twice the largest tensor for later, by chance.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
     config = MistralConfig(**WIDE, num_key_value_heads=8)
     backbones = write(tmp_path, config, shards="50MB")
     with torch.device("meta"):
@@ -253,8 +255,8 @@ def test_no_rank_holds_more_than_its_part_and_the_largest_tensor(tmp_path, ranks
     largest = 4 * WIDE["vocab_size"] * WIDE["hidden_size"]
     assert whole > 190e6
     for in_parts, plainly in on_ranks(memory_of_loading, backbones, ranks=ranks, seconds=300):
-        # Twice the largest: where it is read, and where the ranks receive it. Else what the heap keeps.
-        assert in_parts < whole / ranks + 2 * largest + 40e6, (in_parts / 1e6, whole / 1e6)
+        # Twice the largest: where it is read, and where the ranks receive it.
+        assert in_parts < whole / ranks + 2 * largest + 20e6, (in_parts / 1e6, whole / 1e6)
         assert plainly > 0.95 * whole, (plainly / 1e6, whole / 1e6)
 
 
