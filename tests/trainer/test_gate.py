@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.ranks import on_ranks
+from ranks import on_ranks
 from trainer.distributed import all_sum
 from trainer.engine.gate import Gate, norms_by_module
 from trainer.engine.initialize import initialize

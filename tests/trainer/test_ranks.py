@@ -72,12 +72,10 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path):
 
 
 def test_a_rank_and_a_script_start_no_ranks(monkeypatch):
-    def of_the_script(world):
-        pass
-
-    of_the_script.__module__ = "__main__"
+    monkeypatch.setattr(add, "__module__", "__main__")
     with pytest.raises(AssertionError, match="of a module"):
-        on_ranks(of_the_script)
+        on_ranks(add, 1)
+    monkeypatch.undo()
     monkeypatch.setenv("FOVEA_TEST_SECONDS", "1")
     with pytest.raises(AssertionError, match="a rank starts no ranks"):
         on_ranks(add, 1)

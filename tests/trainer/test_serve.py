@@ -223,8 +223,8 @@ def test_a_fault_of_the_model_is_a_status_and_the_server_lives_on(chat, url, mon
 
 def test_it_listens_on_this_machine_alone_and_says_when_the_port_is_taken(chat, url):
     assert url.startswith("http://127.0.0.1:")
-    with pytest.raises(FoveaError, match="port"), serving(chat, int(url.split(":")[2].split("/")[0])):
-        pass
+    with pytest.raises(FoveaError, match="port"):
+        serving(chat, int(url.split(":")[2].split("/")[0])).__enter__()
     before = threading.active_count()
     with serving(chat) as other:
         assert post(other, ask("x"))[0] == 200

@@ -54,6 +54,9 @@ def on_ranks(
             port = probe.getsockname()[1]
         common = os.environ | {
             "DS_ACCELERATOR": device,
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, sys.path)
+            ),  # what this process imports, a rank does too
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
