@@ -190,7 +190,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from trainer.serve import Chat, serving
+    from trainer.chat import Chat
+    from trainer.serve import serving
 
     with serving(Chat.open(args.checkpoint), args.port) as url:
         print(f"{url}\n  end it with Ctrl-C", flush=True)

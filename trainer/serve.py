@@ -1,17 +1,13 @@
 """A Fovea checkpoint behind an OpenAI-compatible chat endpoint, for this machine alone.
 
-GET /v1/models, POST /v1/chat/completions; text and images as data URIs. Requests that wait together are
-decoded together. Greedy unless `temperature` is above 0; then `top_p`, `top_k` and `seed` say how tokens are
-drawn. `stop` ends an answer. A message of images alone asks for a caption.
+GET /v1/models, POST /v1/chat/completions (trainer/chat.py says what of a request is read). Requests that wait
+together are decoded together.
 """
 
 import argparse
-import base64
-import binascii
 import json
 import os
 import queue
-import secrets
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,195 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from data_pipeline.errors import FoveaError
-from data_pipeline.image_spec import ImageSpec
-from data_pipeline.manifest import sha256_file
-from data_pipeline.sample import Media, Sample, Segment
-from data_pipeline.stream.chat import Unusable, prompt
-from data_pipeline.stream.decode import DecodeError, decode
-from data_pipeline.stream.tokens import Tokenizer
-from trainer.engine.checkpoint import COMPLETE
-from trainer.evaluation.generate import Prompt, generate
-from trainer.evaluation.sampling import Decoding, stops, until_stop
-from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.trained import open_trained
+from trainer.chat import Answer, Chat, Refused, Request, decoding_of
+from trainer.evaluation.generate import Prompt
+from trainer.evaluation.sampling import Decoding
 
 MAX_REQUEST = 32 * 2**20
-MAX_IMAGES = 8
-MAX_PROMPT_TOKENS = 8192
-MAX_NEW_TOKENS = 1024
 BATCH = 16
 _IDLE_S = 30.0  # a client that sends nothing for so long is let go
 _ANSWER_S = 600.0
-
-
-class _Text(BaseModel):
-    type: Literal["text"]
-    text: str
-
-
-class _Url(BaseModel):
-    url: str
-
-
-class _Image(BaseModel):
-    type: Literal["image_url"]
-    image_url: _Url
-
-
-class _Message(BaseModel):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[Annotated[_Text | _Image, Field(discriminator="type")]]
-
-
-class _Request(BaseModel):
-    """What is read of a request. Clients send much more; what would change the answer is refused."""
-
-    model: str | None = None
-    messages: list[_Message] = Field(min_length=1, max_length=64)
-    max_tokens: int = Field(128, ge=1, le=MAX_NEW_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
-    n: Literal[1] | None = None
-    stream: Literal[False] | None = None
-
-
-class Refused(Exception):
-    """The request cannot be answered; the client is told why."""
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A model and what it needs to read a request. `name` holds recipe, stage, step and weights."""
-
-    model: AutoregressiveVLM
-    tokenizer: Tokenizer
-    image: ImageSpec
-    image_tokens: int
-    name: str
-
-    @classmethod
-    def open(cls, checkpoint: Path) -> "Chat":
-        """Raises as `open_trained` does."""
-        t = open_trained(checkpoint)
-        digest = sha256_file(t.checkpoint.path / COMPLETE)[:12]
-        name = f"{t.recipe.name}/{t.stage.name}/step_{t.checkpoint.step}@{digest}"
-        return cls(t.model, t.tokenizer, t.recipe.model.image, t.recipe.model.image_tokens, name)
-
-    def read(self, request: _Request) -> tuple[Prompt, int]:
-        """The prompt, and the token that ends its answer. Raises Refused."""
-        if request.model not in (None, self.name):
-            raise Refused(f"model: this server serves '{self.name}'")
-        sample = _sample(request.messages)
-        try:
-            rendered = prompt(sample, self.tokenizer, self.image_tokens, turn=_answers(request.messages))
-            pictures = [tile for m in rendered.images for tile in decode(sample.image_bytes[m], self.image)]
-        except (Unusable, DecodeError, ValueError) as e:
-            raise Refused(str(e)) from None
-        if len(rendered) > MAX_PROMPT_TOKENS:
-            raise Refused(f"the prompt has {len(rendered)} tokens, allowed are {MAX_PROMPT_TOKENS}")
-        made = Prompt(
-            input_ids=rendered.input_ids.tolist(),
-            image_ids=rendered.image_ids.tolist(),
-            pictures=pictures,
-            written=rendered.loss.tolist(),
-        )
-        return made, self.tokenizer.eos_id if sample.kind == "caption" else self.tokenizer.end_id
-
-    def answer(
-        self, prompts: list[Prompt], limits: list[int], how: list[Decoding], end_id: int
-    ) -> list["Answer"]:
-        rows = generate(
-            self.model,
-            prompts,
-            max_new_tokens=max(limits),
-            eos_id=end_id,
-            pad_id=self.tokenizer.pad_id,
-            how=how,
-            text=self.tokenizer.decode,
-        )
-        answers = []
-        for row, limit, decoding in zip(rows, limits, how, strict=True):
-            text = self.tokenizer.decode(row[:limit])
-            stopped = stops(text, decoding.stop)
-            cut = len(row) >= limit and not stopped
-            answers.append(Answer(until_stop(text, decoding.stop).strip(), len(row[:limit]), cut))
-        return answers
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`tokens`: how many were made. `cut`: the answer has reached its limit before its end."""
-
-    text: str
-    tokens: int
-    cut: bool
-
-
-def _decoding(request: _Request) -> Decoding:
-    """Without a seed, one that nobody knows: whoever samples twice wants two answers."""
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    return Decoding(
-        temperature=request.temperature or 0.0,
-        top_k=request.top_k,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=secrets.randbits(63) if request.seed is None else request.seed,
-        stop=tuple(stop),
-    )
-
-
-def _answers(messages: list[_Message]) -> int:
-    return sum(m.role == "assistant" for m in messages)
-
-
-def _sample(messages: list[_Message]) -> Sample:
-    """The messages as a sample that waits for its next answer."""
-    if messages[-1].role != "user":
-        raise Refused("messages: the last one must be the user's")
-    segments: list[Segment] = []
-    data: list[bytes] = []
-    for turn, message in enumerate(messages):
-        parts = (
-            [_Text(type="text", text=message.content)]
-            if isinstance(message.content, str)
-            else message.content
-        )
-        for part in parts:
-            if isinstance(part, _Text):
-                segments.append(Segment(type="text", text=part.text, role=message.role, turn=turn))
-            else:
-                segments.append(Segment(type="image", media=len(data), role=message.role, turn=turn))
-                data.append(_pixels(part.image_url.url))
-    if len(data) > MAX_IMAGES:
-        raise Refused(f"{len(data)} images, allowed are {MAX_IMAGES}")
-    captioning = len(messages) == 1 and bool(data) and not any(s.text and s.text.strip() for s in segments)
-    # The answer itself is unwritten; its segment only says where it begins.
-    segments.append(Segment(type="text", text="?", role="assistant", turn=len(messages)))
-    return Sample(
-        id="request",
-        kind="caption" if captioning else "instruct",
-        source="request",
-        segments=tuple(segments),
-        media=tuple(Media(media_id=str(n)) for n in range(len(data))),
-        image_bytes=tuple(data),
-    )
-
-
-def _pixels(url: str) -> bytes:
-    head, comma, body = url.partition(",")
-    if not (head.startswith("data:image/") and head.endswith(";base64") and comma):
-        raise Refused("image_url: expected data:image/...;base64,...; nothing is fetched")
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused("image_url: no base64") from None
 
 
 @dataclass(frozen=True)
@@ -296,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404, "there is /v1/models and /v1/chat/completions")
             return
         try:
-            request = _Request.model_validate_json(body)
+            request = Request.model_validate_json(body)
             prompt, end_id = self.server.chat.read(request)
         except ValidationError as e:
             first = e.errors()[0]
@@ -306,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(400, str(e))
             return
         try:
-            answer = self.server.batcher.ask(prompt, request.max_tokens, _decoding(request), end_id)
+            answer = self.server.batcher.ask(prompt, request.max_tokens, decoding_of(request), end_id)
         except Exception as e:  # noqa: BLE001 - the client gets a status, the server lives on
             self._fail(500, f"the model failed: {type(e).__name__}")
             return

@@ -23,10 +23,11 @@ from data_pipeline.stream.chat import prompt
 from data_pipeline.stream.decode import decode
 from data_pipeline.stream.tokens import train_tokenizer
 from toy_backbones import toy_mistral, toy_tower
+from trainer.chat import Chat
 from trainer.evaluation.generate import Prompt, generate
 from trainer.models.build import build_model
 from trainer.models.config import Model
-from trainer.serve import MAX_REQUEST, Chat, serving
+from trainer.serve import MAX_REQUEST, serving
 
 
 def png(color, size=(32, 20)):
@@ -216,7 +217,7 @@ def test_path_host_and_size_are_checked_before_the_body(url):
 
 def test_a_fault_of_the_model_is_a_status_and_the_server_lives_on(chat, url, monkeypatch):
     with monkeypatch.context() as m:
-        m.setattr("trainer.serve.generate", lambda *a, **k: 1 / 0)
+        m.setattr("trainer.chat.generate", lambda *a, **k: 1 / 0)
         assert post(url, ask("x"))[0] == 500
     assert post(url, ask("x"))[0] == 200
 
