@@ -41,14 +41,16 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        hit = Hit(self.path, self.headers["Host"], time.time(), dict(self.headers))
-        self.server.site.hits.append(hit)
+        self.hit = Hit(self.path, self.headers["Host"], time.time(), dict(self.headers))
+        self.server.site.hits.append(self.hit)
         # A client that gives up leaves a broken pipe here: that is the point of most of these paths.
         with contextlib.suppress(OSError):
             self.server.site.answer(self)
-        hit.end = time.time()
+        self.hit.end = self.hit.end or time.time()
 
     def send(self, status, body=b"", **headers):
+        # Noted before the answer leaves: the client may come back before this thread runs again.
+        self.hit.end = time.time()
         self.send_response(status)
         headers.setdefault("Content_Length", str(len(body)))
         for name, value in headers.items():
