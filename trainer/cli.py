@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, NoReturn
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
+from trainer.cli_cluster import add_cluster_verbs
 from trainer.cli_eval import add_eval_verbs
 from trainer.cli_model import add_model_verb
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
 from trainer.quiet import quiet_libraries
+from trainer.slurm import rank_variables
 
 if TYPE_CHECKING:
     from trainer.config import Recipe, Stage
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     if "DS_ACCELERATOR" not in os.environ and not Path("/dev/nvidiactl").exists():
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no weights or data from a hub at run time
+    os.environ.update(rank_variables(os.environ))
     args = _parser().parse_args(argv)
     verb: Callable[[argparse.Namespace], int] = args.run_verb
     try:
@@ -147,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--faults", default="", help=argparse.SUPPRESS)  # docs/reliability.md
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
+    add_cluster_verbs(verbs)
     add_eval_verbs(verbs)
     add_score_parser(verbs)
 

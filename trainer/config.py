@@ -23,6 +23,7 @@ from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.engine.guard import Guard
 from trainer.evaluation.config import Evaluation
+from trainer.evaluation.thresholds import Threshold
 from trainer.models.config import Model
 from trainer.models.tuning import Tuning, check_modules
 
@@ -160,6 +161,7 @@ class Stage(_Part):
     ds_config: str = Field("zero3", description="name in ds_configs/, or a path")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
+    gate: dict[str, Threshold] = Field({}, description="metric -> threshold, before a next stage may start")
 
     @field_validator("train")
     @classmethod
@@ -296,11 +298,12 @@ class Recipe(_Part):
         return self
 
     def stage(self, name: str) -> Stage:
-        """The stage of that name. Raises ConfigError where the recipe has none."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
+        """The stage of that name, or of that number, from 1. Raises ConfigError where the recipe has none."""
         names = [s.name for s in self.stages]
+        if name in names:
+            return self.stages[names.index(name)]
+        if name.isdecimal() and 1 <= int(name) <= len(names):
+            return self.stages[int(name) - 1]
         raise ConfigError(
             f"recipe '{self.name}' has no stage '{name}'{nearest(name, names)}\n  Stages: {', '.join(names)}"
         )

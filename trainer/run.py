@@ -45,7 +45,7 @@ from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
-NOT_COMPARED = {"guard", "checkpoint_every", "keep_checkpoints", "compile", "kernels"}
+NOT_COMPARED = {"guard", "checkpoint_every", "keep_checkpoints", "gate", "compile", "kernels"}
 """Stage fields that may change between a checkpoint and its resume."""
 
 
@@ -163,7 +163,8 @@ def finished_checkpoint(recipe: Recipe, run_dir: Path, name: str) -> checkpoint.
         raise PreflightError(
             f"the weights of stage '{name}' are needed, and it {at} in {run_dir}.\n"
             + "".join(f"  {line}\n" for line in rejected)
-            + f"  Finish it first:  fovea train RECIPE --stage {name} --run {run_dir}"
+            + f"  Finish it first:  fovea train RECIPE --stage {name} --run {run_dir}\n"
+            f"  or, on a cluster:  RUN={run_dir} sbatch slurm/stage{recipe.stages.index(stage) + 1}.sh"
         )
     return found
 
