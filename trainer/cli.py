@@ -17,6 +17,7 @@ from data_pipeline.errors import ConfigError, FoveaError
 from trainer.cli_cluster import add_cluster_verbs
 from trainer.cli_eval import add_eval_verbs
 from trainer.cli_model import add_model_verb
+from trainer.cli_observe import add_observe_verbs
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
@@ -187,9 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     p.add_argument("--port", type=natural, default=8000, metavar="N", help="0: any free one (%(default)s)")
 
-    p = add_verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
-    p.add_argument("run", type=Path, metavar="RUN")
-    p.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html)")
+    add_observe_verbs(verbs)
     return parser
 
 
@@ -342,15 +341,6 @@ def _export(args: argparse.Namespace) -> int:
         f"exported {about['checkpoint']} to {args.directory}: {about['parameters']:,} parameters, "
         f"{about['tensors']} tensors, largest logit difference {about['max_logit_diff']:g}"
     )
-    return 0
-
-
-def _report(args: argparse.Namespace) -> int:
-    from trainer.observe.report import write_report
-
-    out = args.out or args.run / "report.html"
-    write_report(args.run, out)
-    print(f"wrote {out}")
     return 0
 
 

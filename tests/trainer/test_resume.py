@@ -10,6 +10,8 @@ import time
 import psutil
 import pytest
 
+from trainer.observe.goodput import goodput_of
+
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
 
 
@@ -36,6 +38,7 @@ def kill_rank_after(process, metrics_file, step, rank):
 
 def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_dir, trained, metrics):
     unbroken = metrics(trained / "align")
+    began = time.time()
     for step, rank in ((5, 1), (9, 0)):
         process = start(run_dir)
         kill_rank_after(process, run_dir / "align" / "metrics.jsonl", step, rank)
@@ -50,6 +53,11 @@ def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_d
     assert "resuming after step" in output
     resumed = metrics(run_dir / "align")
     assert [{k: m[k] for k in EXACT} for m in resumed] == [{k: m[k] for k in EXACT} for m in unbroken]
+    # Where the time went, from the directory alone: all of it, but for the first launcher's start.
+    split, elapsed = goodput_of(run_dir / "align", resumed), time.time() - began
+    assert 0.6 * elapsed < split.wall < elapsed
+    assert split.productive + split.data == pytest.approx(sum(m["step_s"] for m in resumed), rel=0.05)
+    assert split.restart > split.wasted > 0
 
 
 def test_a_finished_stage_is_left_as_it_is(trained, fovea, metrics):

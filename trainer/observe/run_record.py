@@ -14,6 +14,8 @@ import yaml
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, read_manifest
 
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast, where it is built
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
@@ -68,14 +70,24 @@ def read_run(directory: Path, dataset: Path | None = None) -> RunRecord:
     )
 
 
-def _stages(directory: Path, recipe: dict[str, Any], faults: list[str]) -> list[StageRecord]:
-    """The recipe's stages in its order, then directories that look like a stage and are not in it."""
+def stage_specs(directory: Path) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The recipe's name, and its stages in their order; empty where there is none that can be read."""
+    recipe = _recipe(_text(directory / "recipe.resolved.yaml"), [])
+    return str(recipe.get("name") or ""), _specs(recipe)
+
+
+def _specs(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     listed = recipe.get("stages")
-    specs = {
+    return {
         str(s["name"]): s
         for s in (listed if isinstance(listed, list) else [])
         if isinstance(s, dict) and "name" in s
     }
+
+
+def _stages(directory: Path, recipe: dict[str, Any], faults: list[str]) -> list[StageRecord]:
+    """The recipe's stages in its order, then directories that look like a stage and are not in it."""
+    specs = _specs(recipe)
     found = {p.parent.name for p in directory.glob("*/metrics.jsonl")}
     found |= {p.parent.name for p in directory.glob("*/eval") if p.is_dir()}
     return [
@@ -141,7 +153,7 @@ def _manifests(
 
 def _recipe(text: str, faults: list[str]) -> dict[str, Any]:
     try:
-        page = yaml.safe_load(text)
+        page = yaml.load(text, _Loader)
     except yaml.YAMLError:
         faults.append("recipe.resolved.yaml: not YAML")
         return {}

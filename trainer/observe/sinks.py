@@ -6,43 +6,47 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainer.observe.stage_files import read_lines
+from trainer.observe.timeline import note_rewind, note_start
 
 Metrics = dict[str, float | int | str]
 
 
 class JsonlSink:
     """One JSON object a line; what is not finite is null. On resume the lines after the checkpoint's step are
-    cut off."""
+    cut off; what they took stands in timeline.jsonl beside it."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self._path = path
-        self._file = self._cut(resume_step, {})
+        kept, cut = self._divided(resume_step)
+        note_start(path.parent, resume_step, cut)
+        self._file = self._rewritten(kept)
 
     def rewind(self, step: int, place: dict[str, int]) -> None:
         """Cut off the lines after `step`, and say in its own where the data goes on."""
         self.close()
-        self._file = self._cut(step, place)
+        kept, cut = self._divided(step)
+        last = kept[-1] if kept and kept[-1]["step"] == step else None
+        note_rewind(self._path.parent, step, last, cut)
+        if last is not None:
+            last |= place
+        self._file = self._rewritten(kept)
 
-    def _cut(self, last: int, place: dict[str, int]) -> TextIO:
-        path, kept = self._path, []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    metrics = json.loads(line)
-                    if metrics["step"] == last and place:
-                        kept.append(json.dumps(metrics | place) + "\n")
-                    elif metrics["step"] <= last:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError):
-                    continue  # a line that a kill cut short
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
-        return path.open("a", encoding="utf-8")
+    def _divided(self, last: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The lines up to step `last`, and those after it; without what a kill cut short."""
+        lines = [line for line in read_lines(self._path) if isinstance(line.get("step"), int)]
+        return [m for m in lines if m["step"] <= last], [m for m in lines if m["step"] > last]
+
+    def _rewritten(self, lines: list[dict[str, Any]]) -> TextIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(self._path)
+        return self._path.open("a", encoding="utf-8")
 
     def write(self, metrics: Metrics) -> None:
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
