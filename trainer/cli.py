@@ -260,7 +260,7 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     from trainer.stage_stream import open_datasets
 
     stage.accumulation(args.nproc)
-    read_ds_config(stage.ds_config)
+    read_ds_config(stage.ds_config, args.nproc)
     parse_faults(args.faults)
     open_datasets(recipe, args.run)
     stage_dir = args.run / stage.name

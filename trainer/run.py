@@ -30,7 +30,7 @@ from trainer.distributed import World, barrier
 from trainer.engine import checkpoint
 from trainer.engine.ds_config import merge_ds_config, read_ds_config
 from trainer.engine.gate import Gate
-from trainer.engine.initialize import initialize
+from trainer.engine.initialize import initialize, require
 from trainer.engine.sharding import Shards, shards_parameters
 from trainer.engine.state import TrainState
 from trainer.models.autoregressive import AutoregressiveVLM
@@ -80,12 +80,13 @@ def build_run(
         require_backend(recipe.model.moe.backend)
     accumulation = stage.accumulation(world.size)
     config = merge_ds_config(
-        read_ds_config(stage.ds_config),
+        read_ds_config(stage.ds_config, world.size),
         micro_batch=stage.micro_batch,
         accumulation=accumulation,
         world_size=world.size,
         clip=stage.clip,
     )
+    require(config)
 
     datasets = open_datasets(recipe, run_dir)
     backbones = run_dir / recipe.backbones.path

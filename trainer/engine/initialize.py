@@ -1,13 +1,17 @@
 """A module and its parameter groups under DeepSpeed."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder, QuantizerBuilder
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.utils import set_z3_leaf_module
 from torch import nn
+
+from data_pipeline.errors import PreflightError
 
 
 def initialize(
@@ -29,6 +33,40 @@ def initialize(
     optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=lr, betas=betas)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
+
+
+def require(config: dict[str, Any]) -> None:
+    """Raises PreflightError where this machine cannot run `config`, one that `read_ds_config` gave."""
+    zero = config.get("zero_optimization", {})
+    quantised = [key for key in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(key)]
+    if quantised and not torch.cuda.is_available():
+        raise PreflightError(
+            f"ds_config: {' and '.join(quantised)} need a GPU: DeepSpeed quantises in a CUDA kernel alone.\n"
+            "  Remove them; zero_hpz_partition_size alone runs anywhere."
+        )
+    if quantised and not QuantizerBuilder().is_compatible(verbose=False):
+        raise PreflightError(
+            f"ds_config: {' and '.join(quantised)} need DeepSpeed's kernel 'quantizer', "
+            "which cannot be built here.\n"
+            "  `ds_report` says what is missing; or remove them."
+        )
+    for part in ("offload_param", "offload_optimizer"):
+        offload = zero.get(part, {})
+        if offload.get("device") == "nvme":
+            _require_drive(f"ds_config: zero_optimization.{part}", offload["nvme_path"])
+
+
+def _require_drive(what: str, path: str) -> None:
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise PreflightError(
+            f"{what} to nvme needs DeepSpeed's kernel 'async_io', which cannot be built here.\n"
+            "  Install libaio with its headers (Debian: libaio-dev), or set the device to cpu."
+        )
+    if not os.path.isdir(path) or not os.access(path, os.W_OK):
+        raise PreflightError(
+            f"{what}.nvme_path: {path} is no directory that can be written to here.\n"
+            "  Copy the file, name a folder on a local drive of every node, and name the copy in ds_config"
+        )
 
 
 def without_shared_memory_operator() -> None:

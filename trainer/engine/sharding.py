@@ -58,6 +58,7 @@ class Shards:
                 parameter.data = parameter.data.to(dtype)
                 part = getattr(parameter, "ds_tensor", None)
                 if part is not None:
+                    parameter.ds_secondary_tensor = None  # hpZ's copy, which the next gathering makes anew
                     pinned = part.is_pinned()
                     part.data = part.data.to(dtype)
                     if pinned:
