@@ -4,7 +4,7 @@ A run directory holds a whole recipe, one directory a stage:
 
     RUN/run.json  recipe.resolved.yaml  env.json  report.html
     RUN/STAGE/metrics.jsonl  parameters.json  events.jsonl  checkpoints/step_*/COMPLETE.json  eval/step_*/
-    RUN/STAGE/incidents/step_*/
+    RUN/STAGE/origin.json  incidents/step_*/
 """
 
 import json
@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from data_pipeline.errors import ConfigError, DataError, PreflightError
-from data_pipeline.manifest import write_json
+from data_pipeline.manifest import sha256_file, write_json
 from data_pipeline.stream.datasets import Datasets
 from data_pipeline.stream.loader import Stream
 from data_pipeline.stream.tokens import Tokenizer
@@ -47,6 +47,9 @@ from trainer.start import load_parts, start, start_sharded
 
 NOT_COMPARED = {"guard", "checkpoint_every", "keep_checkpoints", "gate", "compile", "kernels"}
 """Stage fields that may change between a checkpoint and its resume."""
+
+ORIGIN = "origin.json"
+"""Its name in a stage's directory: which checkpoint the stage started from."""
 
 
 @dataclass(kw_only=True)
@@ -94,7 +97,7 @@ def build_run(
     refuse_other_backbones(recipe, backbones)
     model, tokenizer = load_parts(recipe.model, backbones, stage.mask, shards is not None)
     _set_forward(model, stage)
-    fingerprints = _fingerprints(recipe, stage, datasets, tokenizer)
+    fingerprints = fingerprints_of(recipe, stage, datasets, tokenizer)
 
     stage_dir = run_dir / stage.name
     found, rejected = checkpoint.newest(stage_dir)
@@ -132,6 +135,7 @@ def build_run(
     sinks: list[JsonlSink | TensorBoardSink | Screen] = []
     if world.is_main:
         write_run_records(recipe, run_dir, world, config)
+        _note_origin(stage_dir, before)
         write_json(stage_dir / "parameters.json", {"modules": [c.to_json() for c in parameters]})
         sinks.append(JsonlSink(stage_dir / "metrics.jsonl", resume_step=state.step))
         sinks.append(Screen(stage.name, state.step, stage.steps))
@@ -199,6 +203,13 @@ def write_run_records(recipe: Recipe, run_dir: Path, world: World, config: dict[
     )
 
 
+def _note_origin(stage_dir: Path, before: checkpoint.Checkpoint | None) -> None:
+    """Which checkpoint of an earlier stage this one starts from; trained anew, that makes this one stale."""
+    if before is not None:
+        stage, digest = before.path.parents[1].name, sha256_file(before.path / checkpoint.COMPLETE)
+        write_json(stage_dir / ORIGIN, {"stage": stage, "step": before.step, "checkpoint": digest})
+
+
 def _set_forward(model: AutoregressiveVLM, stage: Stage) -> None:
     """What the stage says of the forward pass, apart from the mask."""
     model.neftune_alpha = stage.neftune_alpha
@@ -206,7 +217,7 @@ def _set_forward(model: AutoregressiveVLM, stage: Stage) -> None:
         fuse(model.language, liger_kernels())
 
 
-def _fingerprints(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: Tokenizer) -> dict[str, Any]:
+def fingerprints_of(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a checkpoint must share with the run that resumes from it."""
     return {
         "seed": recipe.seed,
@@ -221,23 +232,7 @@ def _refuse_other_run(
     found: checkpoint.Checkpoint, ours: dict[str, Any], world: World, accept_changed_data: bool
 ) -> None:
     theirs = {**found.fingerprints, **({"data": ours["data"]} if accept_changed_data else {})}
-    # Keys that are newer than the checkpoint have their defaults.
-    theirs["model"] = Model.model_validate(theirs["model"]).model_dump(mode="json")
-    defaults = {
-        k: f.default for k, f in Stage.model_fields.items() if k in ours["stage"] and not f.is_required()
-    }
-    theirs["stage"] = defaults | theirs.get("stage", {})
-    changed = [
-        f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
-        for part in ("model", "stage")
-        for old, new in [(theirs.get(part, {}), ours[part])]
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ] + [
-        f"{part}: {theirs.get(part)!r} in the checkpoint, {ours[part]!r} now"
-        for part in ("seed", "data", "tokenizer")
-        if theirs.get(part) != ours[part]
-    ]
+    changed = changes(theirs, ours)
     if changed:
         raise ConfigError(
             f"{found.path} is of another run:\n  " + "\n  ".join(changed) + "\n"
@@ -249,6 +244,27 @@ def _refuse_other_run(
             f"{found.path} was written by {found.world_size} ranks, this run has {world.size}.\n"
             f"  Resume with --nproc {found.world_size}."
         )
+
+
+def changes(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """A line for each difference between two fingerprints, the first of a checkpoint."""
+    # Keys that are newer than the checkpoint have their defaults.
+    theirs = {**theirs, "model": Model.model_validate(theirs["model"]).model_dump(mode="json")}
+    defaults = {
+        k: f.default for k, f in Stage.model_fields.items() if k in ours["stage"] and not f.is_required()
+    }
+    theirs["stage"] = defaults | theirs.get("stage", {})
+    return [
+        f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
+        for part in ("model", "stage")
+        for old, new in [(theirs.get(part, {}), ours[part])]
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ] + [
+        f"{part}: {theirs.get(part)!r} in the checkpoint, {ours[part]!r} now"
+        for part in ("seed", "data", "tokenizer")
+        if theirs.get(part) != ours[part]
+    ]
 
 
 _CHANGED_DATA = (
