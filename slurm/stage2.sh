@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Stage 2 of RECIPE into RUN:  RECIPE=tiny RUN=runs/mine sbatch slurm/stage2.sh
+#SBATCH --job-name=fovea-stage2 --output=%x-%j.out --open-mode=append
+#SBATCH --nodes=2 --exclusive --mem=0
+#SBATCH --requeue --signal=USR1@300
+STAGE=2
+# shellcheck source=slurm/train.sh
+source "${FOVEA_SLURM:-slurm}/train.sh"

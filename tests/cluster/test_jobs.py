@@ -1,0 +1,111 @@
+"""`sbatch slurm/stageN.sh` on a real Slurm: what the scheduler and the run directory hold afterwards."""
+
+import json
+import time
+
+import pytest
+
+from trainer.engine import checkpoint
+
+EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
+
+
+def metrics(run, stage):
+    lines = (run / stage / "metrics.jsonl").read_text().splitlines()
+    return [{k: json.loads(line)[k] for k in EXACT} for line in lines]
+
+
+def attempts(run, stage):
+    files = sorted((run / stage / "attempts").glob("[0-9]*.json"))
+    return [json.loads(f.read_text()) for f in files]
+
+
+def wait_for(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def env(run_dir):
+    return {"RECIPE": run_dir / "recipe.yaml", "RUN": run_dir}
+
+
+def test_stage_3_without_stage_2_ends_with_3_in_seconds_and_names_the_command(cluster, run_dir, env):
+    job = cluster.submit("stage3.sh", **env)
+    shown = cluster.wait(job)
+    assert (shown["JobState"], shown["ExitCode"]) == ("FAILED", "3:0")
+    assert "the weights of stage 'pretrain' are needed, and it has no checkpoint" in cluster.output(job)
+    assert "sbatch slurm/stage2.sh" in cluster.output(job)
+    assert "--stage pretrain" in cluster.output(job)
+    assert not (run_dir / "instruct").exists()  # no rank was started
+
+
+def test_a_job_told_that_its_time_is_up_saves_is_queued_again_and_trains_as_if_nothing_had_been(
+    cluster, run_dir, env, unbroken
+):
+    """On the GPUs of one node, two ranks. A second job on the same stage meanwhile is refused with 3."""
+    env |= {"RANKS_PER_NODE": "", "SBATCH_GPUS_PER_NODE": "2", "TRAIN_OPTIONS": "--faults stop:1@5"}
+    first = cluster.submit("stage1.sh", options=("--nodes=1",), **env)
+    cluster.said(first, "align  step 1/8")
+    second = cluster.submit("stage1.sh", options=("--nodes=1",), **env)
+    shown = cluster.wait(second)
+    assert (shown["JobState"], shown["ExitCode"]) == ("FAILED", "3:0")
+    assert f"{run_dir / 'align'} is in use by job {first}, process " in cluster.output(second)
+
+    cluster.command("scancel", "--signal=USR1", first)
+    cluster.command("scancel", "--signal=CONT", first)
+    cluster.said(first, "code 75")
+    shown = cluster.wait(first)
+    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("COMPLETED", "0:0", "1")
+    said = cluster.output(first)
+    assert "stage 'align' stopped after step 5 of 8, which is saved, asked by SIGUSR1" in said
+    assert "align: resuming after step 5" in said
+    assert [(a["job"], a["requeued"], a["ended"]) for a in attempts(run_dir, "align")] == [
+        (first, 0, 75),
+        (first, 1, 0),
+    ]
+    assert metrics(run_dir, "align") == metrics(unbroken, "align")
+
+
+def test_a_killed_rank_fails_the_job_at_once_and_the_next_job_does_what_is_missing(
+    cluster, run_dir, env, unbroken
+):
+    """On two nodes, a rank on each; then stage 2 from what stage 1 has left."""
+    job = cluster.submit("stage1.sh", TRAIN_OPTIONS="--faults kill:1@6", **env)
+    shown = cluster.wait(job)
+    assert (shown["JobState"], shown["NumNodes"], shown["Restarts"]) == ("FAILED", "2", "0")
+    assert len(attempts(run_dir, "align")) == 1
+    again = cluster.submit("stage1.sh", **env)
+    after = cluster.submit("stage2.sh", options=(f"--dependency=afterok:{again}",), **env)
+    assert cluster.wait(again)["JobState"] == "COMPLETED"
+    assert "align: resuming after step 4" in cluster.output(again)
+    assert metrics(run_dir, "align") == metrics(unbroken, "align")
+    assert cluster.wait(after)["JobState"] == "COMPLETED"
+    found, _ = checkpoint.newest(run_dir / "pretrain")
+    assert (found.step, found.world_size) == (3, 2)
+
+
+def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster, run_dir, env, unbroken):
+    job = cluster.submit("stage1.sh", TRAIN_OPTIONS="--faults stop:1@5", **env)
+    cluster.said(job, "align  step 1/8")
+    wait_for(lambda: attempts(run_dir, "align")[0]["saved"] == 4)
+    nodes = cluster.job(job)["NodeList"]
+    last = cluster.command("scontrol", "show", "hostnames", nodes).stdout.split()[-1]
+    cluster.node("kill", last)
+    try:
+        cluster.wait(job, "PENDING", "REQUEUED", seconds=90)
+        while (state := cluster.job(job)["JobState"]) != "COMPLETED":
+            assert state in ("PENDING", "REQUEUED", "RUNNING", "CONFIGURING", "COMPLETING"), cluster.output(
+                job
+            )
+            cluster.command("scancel", "--signal=CONT", job)  # the fault strikes in that step again
+            time.sleep(1)
+        shown = cluster.job(job)
+        assert (shown["Restarts"], shown["NumNodes"]) == ("1", "2")
+        assert shown["NodeList"] != nodes
+    finally:
+        cluster.node("start", last)
+    assert "align: resuming after step 4" in cluster.output(job)
+    assert metrics(run_dir, "align") == metrics(unbroken, "align")
