@@ -10,6 +10,8 @@ from data_pipeline.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from trainer.evaluation.task import Task
 
+_HELDOUT = "heldout"  # evaluation.config.HELDOUT, which would import pydantic for `fovea --help`
+
 
 def add_eval_verbs(verbs: Verbs) -> None:
     """Mount the verbs among those of `fovea`."""
@@ -30,7 +32,12 @@ def add_eval_verbs(verbs: Verbs) -> None:
         help="a checkpoint, or a stage's directory for its newest one; with --task also an exported "
         "directory, or one in Idefics2's layout",
     )
-    p.add_argument("--suite", default="heldout", choices=("heldout",), help="without --task (%(default)s)")
+    p.add_argument(
+        "--suite",
+        default=_HELDOUT,
+        metavar="NAME",
+        help="without --task: %(default)s, or one of the recipe's evaluation.suites (%(default)s)",
+    )
     p.add_argument(
         "--out",
         type=Path,
@@ -51,6 +58,26 @@ def add_eval_verbs(verbs: Verbs) -> None:
     p.add_argument("--shots", type=natural, metavar="K", help="examples before a question, 0 to 8")
     p.add_argument("--batch", type=positive, default=16, metavar="N", help="samples at once (%(default)s)")
     p.add_argument("--seed", type=natural, default=0, metavar="N", help="draws examples (%(default)s)")
+    p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks (%(default)s)")
+
+    p = add_verb(
+        verbs,
+        "watch",
+        _watch,
+        "evaluate every new checkpoint of a run once, beside its training",
+        "fovea watch runs/demo\n  fovea watch runs/demo --suite quick --once",
+    )
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument(
+        "--suite",
+        default=_HELDOUT,
+        metavar="NAME",
+        help="one of the recipe's evaluation.suites (%(default)s)",
+    )
+    p.add_argument("--once", action="store_true", help="evaluate what is there and end")
+    p.add_argument(
+        "--poll", type=positive, default=30, metavar="S", help="seconds between looks (%(default)s)"
+    )
     p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks (%(default)s)")
 
     p = add_verb(
@@ -76,7 +103,9 @@ def _eval(args: argparse.Namespace) -> int:
         return _hashes(args)
     if args.checkpoint is None:
         raise ConfigError("CHECKPOINT: name what to evaluate; or list the benchmarks with --tasks")
-    return _tasks(args) if args.task else _heldout(args)
+    if args.task or args.suite != _HELDOUT:
+        return _tasks(args)
+    return _heldout(args)
 
 
 def _heldout(args: argparse.Namespace) -> int:
@@ -100,12 +129,34 @@ def _tasks(args: argparse.Namespace) -> int:
     from trainer.evaluation.task import check_files, load_task
     from trainer.launch import is_rank, launch
 
+    if not args.task:
+        _take_suite(args)
     tasks = [load_task(name, args.shots) for name in args.task]
     check_files(tasks, args.data)
     if args.nproc == 1 or is_rank():
         return _task_rank(args, tasks)
     launch(["eval", *_words(args)], args.nproc)
     return 0
+
+
+def _take_suite(args: argparse.Namespace) -> None:
+    """The recipe's suite as if it had been said by options; what was said goes before it."""
+    from trainer.config import load_recipe
+
+    run_dir = _run_of(args.checkpoint)
+    suite = load_recipe(run_dir / "recipe.resolved.yaml").suite(args.suite)
+    assert suite is not None
+    args.task, args.data = list(suite.tasks), run_dir / suite.data
+    args.limit = args.limit if args.limit is not None else suite.limit
+    args.shots = args.shots if args.shots is not None else suite.shots
+    args.batch, args.seed = suite.batch, suite.seed
+
+
+def _run_of(checkpoint: Path) -> Path:
+    for run_dir in checkpoint.resolve().parents:
+        if (run_dir / "recipe.resolved.yaml").is_file():
+            return run_dir
+    raise ConfigError(f"{checkpoint} belongs to no run, and suites stand in a run's recipe: name --task")
 
 
 def _words(args: argparse.Namespace) -> list[str]:
@@ -140,6 +191,24 @@ def _task_rank(args: argparse.Namespace, tasks: "list[Task]") -> int:
         print("\n".join(describe(r) for r in results), flush=True)
     if broken := [r["task"] for r in results if r["status"] == "incomplete"]:
         raise DataError(f"no score for {', '.join(broken)}: a sample without an answer makes it incomplete")
+    return 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from trainer.watch import Watch, watch
+
+    given_up = watch(
+        Watch.open(args.run, args.suite, args.nproc),
+        once=args.once,
+        poll_s=args.poll,
+        say=lambda text: print(text, flush=True),
+    )
+    if given_up:
+        raise DataError(
+            "without results:\n"
+            + "\n".join(f"  {d.results / args.suite}.log" for d in given_up)
+            + f"\n  Mend the cause, delete {args.suite}.failed.json beside it, and repeat the command."
+        )
     return 0
 
 

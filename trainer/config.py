@@ -22,7 +22,7 @@ from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.engine.guard import Guard
-from trainer.evaluation.config import Evaluation
+from trainer.evaluation.config import HELDOUT, Evaluation, Suite
 from trainer.evaluation.thresholds import Threshold
 from trainer.models.config import Model
 from trainer.models.tuning import Tuning, check_modules
@@ -307,6 +307,18 @@ class Recipe(_Part):
         raise ConfigError(
             f"recipe '{self.name}' has no stage '{name}'{nearest(name, names)}\n  Stages: {', '.join(names)}"
         )
+
+    def suite(self, name: str) -> Suite | None:
+        """The benchmarks of that name; None for the held-out ones. Raises ConfigError for another name."""
+        if name == HELDOUT:
+            return None
+        names = [HELDOUT, *self.evaluation.suites]
+        if name not in names:
+            raise ConfigError(
+                f"recipe '{self.name}' has no suite '{name}'{nearest(name, names)}\n"
+                f"  Suites: {', '.join(names)}; a suite is named under evaluation.suites"
+            )
+        return self.evaluation.suites[name]
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

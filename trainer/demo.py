@@ -1,10 +1,8 @@
 """The whole road on this machine: the verbs one after another, as a user would type them."""
 
 import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ from data_pipeline.errors import ConfigError, FoveaError
 from data_pipeline.manifest import read_manifest, write_json
 from trainer.config import RECIPES, Recipe, load_recipe
 from trainer.documents_recipe import documents_recipe
-from trainer.signals import forwarding, stopped_by
+from trainer.signals import run_process, stopped_by
 
 # `--fast` takes the same road with less of everything: about two minutes instead of eight.
 FAST_DATA = {"scenes_alt": 1500, "scenes_dense": 1500, "scenes_qa": 1500, "scenes_dialogue": 500}
@@ -86,10 +84,9 @@ class _Road:
         with self._log.open("a", encoding="utf-8") as f:
             f.write(line + "\n")
         # Ctrl-C in a terminal reaches the verb by itself: handed on, it would count twice.
-        running: list[subprocess.Popen[bytes]] = []
-        with forwarding(running, relayed=(signal.SIGTERM, signal.SIGUSR1)) as asked:
-            running.append(subprocess.Popen([sys.executable, "-m", "trainer.cli", *argv], env=os.environ))
-            code = running[0].wait()
+        code, asked = run_process(
+            [sys.executable, "-m", "trainer.cli", *argv], relayed=(signal.SIGTERM, signal.SIGUSR1)
+        )
         if asked and code <= 0:
             raise stopped_by(asked[0], f"the demo stopped at:  {line}")
         if code != 0:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import BinaryIO
 
 from data_pipeline.errors import FoveaError, PreemptedError, TransientError
 
@@ -74,3 +75,16 @@ def forwarding(
         for s, handler in before.items():
             # Asked once, this process ends with what became of it; asked again, it must not die of it.
             signal.signal(s, signal.SIG_IGN if seen else handler)
+
+
+def run_process(
+    argv: Sequence[str], relayed: Sequence[int] = ASKING, output: BinaryIO | None = None
+) -> tuple[int, list[int]]:
+    """Run a process to its end: its exit code, and the signals that came meanwhile."""
+    running: list[subprocess.Popen[bytes]] = []
+    with forwarding(running, relayed) as asked:
+        running.append(subprocess.Popen(argv, stdout=output, stderr=output))
+        for number in asked:  # what came before it was there to be told
+            if number in relayed:
+                running[0].send_signal(number)
+        return running[0].wait(), asked

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError, DataError
-from data_pipeline.manifest import write_json
+from data_pipeline.manifest import sha256_file, write_json
 from data_pipeline.stream.chat import Rendered
 from data_pipeline.stream.collate import Document, Piece, collate
 from data_pipeline.stream.decode import Picture
@@ -104,7 +104,8 @@ def evaluate_trained(trained: Trained) -> dict[str, Any]:
         sequence_length=trained.stage.sequence_length,
         seed=recipe.seed,
     )
-    results = {"stage": trained.stage.name, "step": found.step, **scores}
+    digest = sha256_file(found.path / checkpoint.COMPLETE)
+    results = {"stage": trained.stage.name, "step": found.step, "checkpoint": digest, **scores}
     directory = found.path.parents[1] / "eval" / found.path.name
     write_json(directory / "results.json", results)
     write_json(directory / "examples.json", examples)

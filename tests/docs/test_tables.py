@@ -29,7 +29,7 @@ from documentation import BLOCKS, ROOT, text_of
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
 from trainer.engine.guard import Guard
-from trainer.evaluation.config import Evaluation
+from trainer.evaluation.config import Evaluation, Suite
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.tuning import Adapter, Tuning
 
@@ -77,6 +77,7 @@ def test_the_keys_of_experts_and_their_defaults():
 def test_the_other_keys():
     assert keys("training.md", "A recipe") >= set(Recipe.model_fields) - {"data", "backbones", "model"}
     assert keys("evaluation.md", "Settings") == set(Evaluation.model_fields)
+    assert keys("evaluation.md", "Beside training") == set(Suite.model_fields)
 
 
 # Heading of data-recipe.md: its model, and the models whose keys stand under a heading of their own.

@@ -2,7 +2,24 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HELDOUT = "heldout"
+"""The suite that every recipe has: captions, questions and loss on its own held-out split."""
+
+
+class Suite(BaseModel):
+    """Benchmarks that are run together, by name: `fovea eval --suite NAME`, `fovea watch --suite NAME`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    tasks: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description="names of `fovea eval --tasks`, or task pages, *.yaml"
+    )
+    data: str = Field("benchmarks", description="their files; counted from the run directory")
+    limit: int | None = Field(None, ge=1, description="so many samples of each task")
+    shots: int | None = Field(None, ge=0, le=8, description="examples before a question; else the page's")
+    batch: int = Field(16, ge=1, description="samples at once")
+    seed: int = Field(0, ge=0, description="draws examples and the samples of a limit")
 
 
 class Evaluation(BaseModel):
@@ -23,3 +40,10 @@ class Evaluation(BaseModel):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="an answer ends where one of these words begins"
     )
+    suites: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")], Suite] = {}
+
+    @model_validator(mode="after")
+    def _heldout_is_taken(self) -> "Evaluation":
+        if HELDOUT in self.suites:
+            raise ValueError(f"suites: the name '{HELDOUT}' is that of the held-out evaluation, take another")
+        return self
