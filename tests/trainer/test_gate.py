@@ -16,8 +16,16 @@ STEPS = 4
 POISONED = 3  # from 1; both moments are there by then
 
 
-def config(zero, bf16, accumulation=1):
+SCALING = {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 2, "hysteresis": 1}
+"""fp16's loss scale: 256 at first, halved by an overflow, doubled after two good steps."""
+SCALED = [1, 2, 3]
+OVERFLOWS = (2, 3)
+"""Steps, from 1, in which rank 1 alone overflows."""
+
+
+def config(zero, bf16, accumulation=1, fp16=False):
     return {
+        **({"fp16": SCALING} if fp16 else {}),
         "train_micro_batch_size_per_gpu": 2,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 1.0,
@@ -73,6 +81,35 @@ def run(world, zero, bf16, poison=1.0, limit=math.inf, accumulation=1, gated=Tru
     return Ran(changed, norms, modules, state(engine), engine.global_steps)
 
 
+def scaled(world, zero):
+    """fp16, ten steps: (did it change the weights, its norm, the scale after it, was it put to the gate), and
+    how many steps DeepSpeed counts as discarded."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 4)
+    engine = initialize(
+        model,
+        [{"params": list(model.parameters())}],
+        config(zero, False, fp16=True),
+        lr=1e-3,
+        betas=(0.9, 0.95),
+    )
+    gate, steps, asked = Gate(engine), [], []
+
+    def admit(norm):
+        asked.append(norm)
+        return True
+
+    for step in range(1, 11):
+        before = state(engine)
+        torch.manual_seed(100 * step + world.rank)
+        loss = engine(torch.randn(2, 6, dtype=torch.float16)).float().square().mean()
+        engine.backward(loss * (1e6 if world.rank == 1 and step in OVERFLOWS else 1.0))
+        asked.clear()
+        norm = gate.step(admit)
+        steps.append((not same(before, state(engine)), norm, engine.optimizer.loss_scale, bool(asked)))
+    return steps, engine.skipped_steps
+
+
 class Ran(NamedTuple):
     changed: list[bool]  # by each step
     norms: list[float]
@@ -92,12 +129,17 @@ def run_all(world):
     runs |= {("big", *c): run(world, *c, poison=1e5, limit=1e3, accumulation=2) for c in FINITE}
     runs |= {("all", *c): run(world, *c) for c in BARE}
     runs |= {("bare", *c): run(world, *c, gated=False) for c in BARE}
-    return {key: tuple(ran) for key, ran in runs.items()}
+    return {key: tuple(ran) for key, ran in runs.items()}, {zero: scaled(world, zero) for zero in SCALED}
 
 
 @pytest.fixture(scope="module")
-def ran():
-    first, second = on_ranks(run_all)
+def ranks():
+    return on_ranks(run_all)
+
+
+@pytest.fixture(scope="module")
+def ran(ranks):
+    (first, _), (second, _) = ranks
     return lambda *case: (Ran(*first[case]), Ran(*second[case]))
 
 
@@ -134,3 +176,21 @@ def test_all_ranks_know_the_same_norms(ran):
     for case in [("nan", *c) for c in NOT_FINITE] + [("big", *c) for c in FINITE]:
         first, second = ran(*case)
         assert first.norms == second.norms
+
+
+@pytest.mark.parametrize("zero", SCALED)
+def test_an_overflow_on_one_rank_of_fp16_discards_the_step_on_all_and_lowers_the_scale_which_rises_again(
+    ranks, zero
+):
+    (_, first), (_, second) = ranks
+    for steps, discarded in (first[zero], second[zero]):
+        overflown = [step in OVERFLOWS for step in range(1, 11)]
+        assert [not changed for changed, *_ in steps] == overflown
+        assert [norm == math.inf for _, norm, *_ in steps] == overflown
+        assert [not asked for *_, asked in steps] == overflown  # the guard is not asked: it is no bad step
+        scales = [scale for _, _, scale, _ in steps]
+        assert scales[:3] == [256, 128, 64]
+        assert scales[3:] == sorted(scales[3:])
+        assert scales[-1] >= 128
+        assert discarded == len(OVERFLOWS)
+    assert first[zero] == second[zero]

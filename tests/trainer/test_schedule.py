@@ -1,8 +1,11 @@
 """The learning rate's shape at its landmarks."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, SequentialLR
 
 from trainer.engine.schedule import lr_factor
 
@@ -57,3 +60,43 @@ def test_wsd_of_few_steps_decays_after_its_warm_up_to_the_least(steps, warmup, s
 def test_an_unknown_schedule_is_an_error_naming_the_allowed():
     with pytest.raises(ValueError, match="constant, linear, cosine, wsd"):
         factors("sine")
+
+
+def test_cosine_by_hand():
+    f = factors("cosine", steps=6, warmup=1, least=0.2)
+    # 0.2 + 0.8 * (1 + cos(0, 45, 90, 135, 180 degrees)) / 2, behind one step of warm-up
+    assert f == pytest.approx([1.0, 1.0, 0.8828427, 0.6, 0.3171573, 0.2])
+
+
+def torchs(schedule, steps, warmup, least, share):
+    """The same by torch's own schedulers, one behind the other."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    last = steps - 1 - warmup  # steps between the peak and the last one
+    decaying = round(share * steps)
+    falling = {
+        "cosine": lambda: [CosineAnnealingLR(optimizer, last, eta_min=least)],
+        "linear": lambda: [LinearLR(optimizer, 1.0, least, last)],
+        "constant": lambda: [ConstantLR(optimizer, 1.0)],
+        "wsd": lambda: [ConstantLR(optimizer, 1.0), LinearLR(optimizer, 1.0, least, decaying)],
+    }[schedule]()
+    warm = LinearLR(optimizer, 1 / warmup, 1.0, warmup - 1)
+    milestones = [warmup, *([steps - 1 - decaying] if schedule == "wsd" else [])]
+    chained = SequentialLR(optimizer, [warm, *falling], milestones)
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SequentialLR calls its parts with a step, which torch deprecates
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            chained.step()
+    return rates
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize(("steps", "warmup", "least", "share"), [(40, 5, 0.1, 0.25), (23, 3, 0.0, 0.4)])
+def test_every_schedule_is_what_torchs_schedulers_give(schedule, steps, warmup, least, share):
+    ours = [
+        lr_factor(s, steps=steps, warmup_steps=warmup, schedule=schedule, min_ratio=least, decay_share=share)
+        for s in range(steps)
+    ]
+    assert ours == pytest.approx(torchs(schedule, steps, warmup, least, share), abs=1e-12)
