@@ -57,6 +57,8 @@ def update(run: Run, loss: float) -> tuple[float, Action | None]:
     barrier(world)
     if done == "stop":
         raise NumericError(_stopped(run, f"step {step} was not taken: {bad}", step))
+    if done == "skip_window":
+        run.stream.skip(guard.skip_window)
     return norm, done
 
 

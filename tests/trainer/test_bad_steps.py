@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import lxml.html
 import pytest
 
 from trainer.engine import checkpoint
@@ -55,7 +56,10 @@ def test_a_skipped_step_changes_no_weight_and_is_written_down_with_its_samples(
     assert about["samples"]
     assert all(s["id"] and s["source"] for s in about["samples"])
     assert {s["rank"] for s in about["samples"]} == {0, 1}
-    assert "<img" in page
+    assert all(s["id"] in page for s in about["samples"])
+    assert "data:image/" in page
+    decoded = "".join(lxml.html.document_fromstring(page).xpath("//p[@class='chips']//text()"))
+    assert "caption: a" in decoded
     events = [json.loads(line) for line in (run_dir / "align" / "events.jsonl").read_text().splitlines()]
     assert [(e["event"], e["step"]) for e in events] == [("bad step", 3), ("bad step", 6)]
 
@@ -89,6 +93,30 @@ def test_the_ladder_ends_with_code_5_names_the_incident_and_saves_nothing_amid_b
     assert "the gradient norm is inf" in done.stderr
     assert incident(run_dir, 5)[0]["action"] == "stop"
     assert checkpoint.newest(run_dir / "align") == (None, [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_window_of_data_is_passed_over_also_by_a_run_that_is_resumed_there(
+    prepared, run_dir, train, metrics, trained, fovea
+):
+    policy = ("stages.align.guard.ladder=[skip, skip_window, stop]", "stages.align.guard.skip_window=3")
+    train(*policy, "--faults", "nan:1@3,nan:0@4")
+    lines, unbroken = metrics(run_dir / "align"), metrics(trained / "align")
+    assert [line.get("guard") for line in lines] == [None, None, "skip", "skip_window"] + [None] * 8
+    assert [line["samples"] for line in lines[:4]] == [line["samples"] for line in unbroken[:4]]
+    # Three steps of data are nobody's: step 5 got what step 8 of the unbroken run has.
+    assert [line["samples"] for line in lines[4:9]] == [line["samples"] for line in unbroken[7:]]
+    assert [line["lr"] for line in lines] == [line["lr"] for line in unbroken]
+    command = ("data", "explain", run_dir / "recipe.resolved.yaml", "--run", run_dir, "--stage", "align")
+    explained = fovea(*command, "--step", 5, "--nproc", 2)
+    assert "as the run recorded" in explained.stdout, (explained.stdout, explained.stderr)
+    broken = run_dir.parent / "broken"
+    shutil.copytree(prepared, broken)
+    again = ("train", broken / "recipe.yaml", "--stage", "align", "--run", broken, "--nproc", 2, *policy)
+    assert fovea(*again, "--faults", "nan:1@3,nan:0@4,term:0@4").returncode == 143
+    assert fovea(*again).returncode == 0
+    assert series(metrics(broken / "align")) == series(lines)
 
 
 @pytest.mark.slow

@@ -33,6 +33,11 @@ def test_a_loss_or_norm_that_is_not_finite_is_bad_whatever_the_guard_watches(val
         assert judge(guard, Memory(), 1.0, 1.0) is None
 
 
+def test_the_rungs_come_in_the_order_of_the_ladder():
+    guard = Guard(ladder=["skip", "skip", "skip_window", "rewind", "stop"])
+    assert steps(guard, [math.nan] * 6)[0] == ["skip", "skip", "skip_window", "rewind", "stop", "stop"]
+
+
 def test_the_ladder_is_climbed_by_bad_steps_in_a_row_and_begins_anew_after_a_good_one():
     nan = math.nan
     verdicts, memory = steps(Guard(ladder=["skip", "rewind", "stop"]), [nan, nan, 1.0, nan, nan, nan])

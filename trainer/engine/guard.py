@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Action = Literal["skip", "rewind", "stop"]
+Action = Literal["skip", "skip_window", "rewind", "stop"]
 
 
 class Guard(BaseModel):
@@ -23,6 +23,9 @@ class Guard(BaseModel):
         ("skip", "skip", "skip", "stop"),
         min_length=1,
         description="what the first, the second, ... bad step in a row leads to; the last one is stop",
+    )
+    skip_window: int = Field(
+        20, ge=1, description="steps of data that the rung skip_window passes over, beside the bad one's"
     )
     spike_z: float | None = Field(
         None,
