@@ -5,7 +5,7 @@ Every function below that names "all ranks" is a collective: each rank must reac
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,6 +59,15 @@ def all_sum(world: World, *values: float) -> list[float]:
     if world.size > 1:
         dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def all_sum_exactly(world: World, values: Sequence[int]) -> list[int]:
+    """Each whole number summed over all ranks, modulo 2^64."""
+    signed = [(v + 2**63) % 2**64 - 2**63 for v in values]
+    tensor = torch.tensor(signed, dtype=torch.int64, device=world.device)
+    if world.size > 1:
+        dist.all_reduce(tensor)
+    return [v % 2**64 for v in tensor.tolist()]
 
 
 @contextmanager

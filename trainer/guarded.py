@@ -74,12 +74,12 @@ def rewind(run: Run) -> None:
     """Back to the newest checkpoint that verifies (all ranks), but for the data: it goes on where it stands,
     past the rows of the bad step and of the good ones before it. Raises NumericError where there is none."""
     bad = run.state.step
-    found, _ = checkpoint.newest(run.stage_dir)
+    found, _ = checkpoint.newest_for_all(run.stage_dir, run.world)
     if found is None:
         raise NumericError(
             _stopped(run, f"step {bad} was bad, and there is no checkpoint to go back to", bad)
         )
-    checkpoint.load(run.engine, found)
+    checkpoint.load(run.engine, found, run.world)
     climbed = replace(found.state.guard, rung=run.state.guard.rung, furthest=run.state.guard.furthest)
     run.state = replace(found.state, stream=run.state.stream, guard=climbed)
     for sink in run.sinks:

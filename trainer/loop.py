@@ -5,7 +5,7 @@ import time
 import torch
 
 from trainer.distributed import all_sum
-from trainer.engine import checkpoint
+from trainer.engine import saving
 from trainer.engine.initialize import set_lr
 from trainer.engine.oversight import Oversight
 from trainer.engine.requests import Stopped
@@ -62,7 +62,7 @@ def _steps(run: Run, oversight: Oversight) -> None:
 def _save(run: Run, oversight: Oversight) -> None:
     def save() -> None:
         keep = run.stage.keep_checkpoints
-        checkpoint.save(run.engine, run.stage_dir, run.state, run.fingerprints, run.world, keep)
+        saving.save(run.engine, run.stage_dir, run.state, run.fingerprints, run.world, keep)
 
     oversight.saving(run.world, run.state.step, save)
 

@@ -10,6 +10,7 @@ A run directory holds a whole recipe, one directory a stage:
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +30,7 @@ from trainer.config import Recipe, Stage, dump_recipe
 from trainer.distributed import World, barrier
 from trainer.engine import checkpoint
 from trainer.engine.ds_config import merge_ds_config, read_ds_config
+from trainer.engine.fragments import refuse_out_of_reach
 from trainer.engine.gate import Gate
 from trainer.engine.initialize import initialize, require
 from trainer.engine.sharding import Shards, shards_parameters
@@ -100,7 +102,7 @@ def build_run(
     fingerprints = fingerprints_of(recipe, stage, datasets, tokenizer)
 
     stage_dir = run_dir / stage.name
-    found, rejected = checkpoint.newest(stage_dir)
+    found, rejected = checkpoint.newest_for_all(stage_dir, world)
     if world.is_main:
         _say_rejected(stage_dir, rejected, found)
     if found is None and rejected:
@@ -109,7 +111,7 @@ def build_run(
             "  To start the stage again from its beginning, move that directory away."
         )
     if found is not None:
-        _refuse_other_run(found, fingerprints, world, accept_changed_data)
+        _refuse_other_run(found, fingerprints, accept_changed_data)
 
     before = None
     if found is None and stage.init_from != "backbones":
@@ -124,11 +126,12 @@ def build_run(
     regions = compile_regions(model) if stage.compile else []
     groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
     engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas, whole=regions)
+    refuse_out_of_reach(engine)
 
     stream = open_stream(recipe, stage, run_dir, datasets, tokenizer, rank=world.rank, world_size=world.size)
     state = TrainState()
     if found is not None:
-        checkpoint.load(engine, found)
+        checkpoint.load(engine, found, world)
         stream.load_state_dict(found.state.stream, accept_changed_data)
         state = found.state
 
@@ -228,9 +231,7 @@ def fingerprints_of(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer:
     }
 
 
-def _refuse_other_run(
-    found: checkpoint.Checkpoint, ours: dict[str, Any], world: World, accept_changed_data: bool
-) -> None:
+def _refuse_other_run(found: checkpoint.Checkpoint, ours: dict[str, Any], accept_changed_data: bool) -> None:
     theirs = {**found.fingerprints, **({"data": ours["data"]} if accept_changed_data else {})}
     changed = changes(theirs, ours)
     if changed:
@@ -238,11 +239,6 @@ def _refuse_other_run(
             f"{found.path} is of another run:\n  " + "\n  ".join(changed) + "\n"
             "  Undo the change to resume, or train into another --run directory."
             + (_CHANGED_DATA if theirs.get("data") != ours["data"] else "")
-        )
-    if found.world_size != world.size:
-        raise ConfigError(
-            f"{found.path} was written by {found.world_size} ranks, this run has {world.size}.\n"
-            f"  Resume with --nproc {found.world_size}."
         )
 
 
@@ -276,7 +272,17 @@ _CHANGED_DATA = (
 def _say_rejected(stage_dir: Path, rejected: list[str], found: checkpoint.Checkpoint | None) -> None:
     if not rejected:
         return
+    lost = None
+    if found is not None:
+        moved = checkpoint.set_aside(stage_dir, found.step)
+        lost = max(checkpoint.step_of(path) for path in moved) - found.step
+        sys.stderr.write(
+            f"fovea: {stage_dir.name}: {rejected[0]}\n"
+            f"  {lost} steps are trained again, from the checkpoint of step {found.step} on. "
+            f"Set aside: {', '.join(path.name for path in moved)}\n"
+        )
     with (stage_dir / "events.jsonl").open("a", encoding="utf-8") as f:
         for line in rejected:
             event = {"time": time.time(), "event": "checkpoint rejected", "reason": line}
-            f.write(json.dumps({**event, "resumed_from": found.step if found else None}) + "\n")
+            resumed = {"resumed_from": found.step if found else None, "steps_lost": lost}
+            f.write(json.dumps({**event, **resumed}) + "\n")

@@ -96,7 +96,7 @@ def start_sharded(
             attach(model, train)
     else:
         origin = str(before.path)
-        theirs = lazily(before.path) if world.is_main else {}
+        theirs = lazily(before) if world.is_main else {}
         shapes = from_main(world, {name: tensor.shape for name, tensor in theirs.items()})
         weights = theirs or {name: Stored(shape, _read_by_rank_0) for name, shape in shapes.items()}
 

@@ -12,7 +12,7 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.image_spec import ImageSpec, Perceiver
 from toy_backbones import toy_mistral, toy_tower
 from trainer.distributed import World, all_sum
-from trainer.engine import checkpoint
+from trainer.engine import checkpoint, saving
 from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
@@ -105,7 +105,7 @@ def train_and_resume(world: World, out: Path) -> dict[str, Any]:
             engine.step()
             seen.append(total / targets)
             if step + 1 == RESUMED:
-                checkpoint.save(engine, out, TrainState(step=RESUMED), {}, world, keep=2)
+                saving.save(engine, out, TrainState(step=RESUMED), {}, world, keep=2)
         return seen
 
     engine = engine_of(0)
@@ -113,9 +113,9 @@ def train_and_resume(world: World, out: Path) -> dict[str, Any]:
     saved, _ = checkpoint.newest(out)
     assert saved is not None
     other = engine_of(1)
-    checkpoint.load(other, saved)
+    checkpoint.load(other, saved, world)
     resumed = losses(other, GradientCheck(other.module), range(RESUMED, STEPS))
-    checkpoint.save(other, out, TrainState(step=STEPS), {}, world, keep=2)
+    saving.save(other, out, TrainState(step=STEPS), {}, world, keep=2)
     before = adapted_model(MIXED, 0).state_dict()
     after = consolidate(checkpoint.directory_of(out, STEPS))
     return {

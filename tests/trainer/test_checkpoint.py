@@ -17,7 +17,9 @@ def stage_dir(trained, tmp_path):
 
 
 def test_retention_keeps_the_newest_two(stage_dir):
-    assert [p.name for p in sorted((stage_dir / "checkpoints").iterdir())] == ["step_000008", "step_000012"]
+    frozen, *steps = [p.name for p in sorted((stage_dir / "checkpoints").iterdir())]
+    assert steps == ["step_000008", "step_000012"]
+    assert frozen.startswith("frozen-")
 
 
 def test_the_newest_checkpoint_verifies_and_knows_its_step_and_ranks(stage_dir):
@@ -29,7 +31,7 @@ def test_the_newest_checkpoint_verifies_and_knows_its_step_and_ranks(stage_dir):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no marker", "torn marker", "open to all"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stage_dir, damage):
     newest = stage_dir / "checkpoints" / "step_000012"
-    shard = sorted((newest / "engine").glob("*optim_states.pt"))[0]
+    shard = newest / "rank_00001.safetensors"
     marker = newest / checkpoint.COMPLETE
     match damage:
         case "flip":
@@ -56,7 +58,9 @@ def test_a_poisoned_shard_is_refused_before_it_is_opened(stage_dir, tmp_path):
     canary = tmp_path / "canary"
     poison = f"cposix\nsystem\n(S'touch {canary}'\ntR.".encode()
     newest = stage_dir / "checkpoints" / "step_000012"
-    for shard in (newest / "engine").glob("*.pt"):
+    shards = list(newest.glob("*.safetensors"))
+    assert len(shards) == 2
+    for shard in shards:
         shard.write_bytes(poison)
     with pytest.raises(DataError):
         consolidate(newest)

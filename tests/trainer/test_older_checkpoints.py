@@ -4,11 +4,9 @@ import copy
 from pathlib import Path
 
 import pytest
-import torch
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.image_spec import Perceiver
-from trainer.distributed import World
 from trainer.engine.checkpoint import Checkpoint
 from trainer.engine.state import TrainState
 from trainer.models.config import Model
@@ -24,9 +22,8 @@ OURS = {
 
 
 def resume(fingerprints):
-    world = World(rank=0, size=1, device=torch.device("cpu"))
     found = Checkpoint(path=Path("c"), step=1, world_size=1, state=TrainState(), fingerprints=fingerprints)
-    _refuse_other_run(found, OURS, world, accept_changed_data=False)
+    _refuse_other_run(found, OURS, accept_changed_data=False)
 
 
 def test_a_key_that_the_checkpoint_does_not_know_has_its_default():

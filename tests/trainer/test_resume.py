@@ -1,5 +1,6 @@
 """A killed run, repeated, is the unbroken run."""
 
+import json
 import os
 import shutil
 import signal
@@ -85,23 +86,47 @@ def test_resume_with_another_learning_rate_is_refused_naming_it(trained, fovea):
     assert "Traceback" not in done.stderr
 
 
-def test_resume_with_another_number_of_ranks_is_refused_naming_the_number(trained, fovea):
-    done = fovea("train", trained / "recipe.yaml", "--stage", "align", "--run", trained, "--nproc", 1)
+def test_a_run_goes_on_with_another_number_of_ranks_with_the_samples_and_losses_of_the_unbroken_run(
+    run_dir, trained, fovea, metrics
+):
+    shutil.copytree(trained / "align", run_dir / "align")
+    words = ["train", run_dir / "recipe.yaml", "--stage", "instruct", "--run", run_dir]
+    done = fovea(*words, "--nproc", 2, "stages.instruct.checkpoint_every=2")
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(run_dir / "instruct" / "checkpoints" / "step_000004")
+    done = fovea(*words, "--nproc", 1)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step 2" in done.stdout
+    resumed, unbroken = (metrics(d / "instruct") for d in (run_dir, trained))
+    same = ("step", "lr", "tokens", "target_tokens", "images", "samples", "ledger", "window", "row")
+    assert [{k: m[k] for k in same} for m in resumed] == [{k: m[k] for k in same} for m in unbroken]
+    assert [m["loss"] for m in resumed] == pytest.approx([m["loss"] for m in unbroken], abs=1e-4)
+
+
+def test_a_number_of_ranks_that_does_not_divide_the_global_batch_is_refused_naming_those_that_do(
+    trained, fovea
+):
+    done = fovea("train", trained / "recipe.yaml", "--stage", "align", "--run", trained, "--nproc", 3)
     assert done.returncode == 2
-    assert "--nproc 2" in done.stderr
+    assert "Allowed rank counts (--nproc): 1, 2" in done.stderr
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_dir, trained, fovea, metrics):
     first = fovea("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2)
     assert first.returncode == 0, first.stderr
-    newest = run_dir / "align" / "checkpoints" / "step_000012" / "engine"
-    shard = sorted(newest.glob("*.pt"))[0]
+    newest = run_dir / "align" / "checkpoints" / "step_000012"
+    shard = newest / "rank_00000.safetensors"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     again = fovea("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2)
     assert again.returncode == 0, again.stderr
     assert "resuming after step 8" in again.stdout
+    assert "4 steps are trained again, from the checkpoint of step 8 on" in again.stderr
+    (event,) = (json.loads(line) for line in (run_dir / "align" / "events.jsonl").read_text().splitlines())
+    assert (event["resumed_from"], event["steps_lost"]) == (8, 4)
+    names = sorted(p.name for p in newest.parent.iterdir() if p.name.startswith("step"))
+    assert names == ["step_000008", "step_000012", "step_000012.corrupt"]
     unbroken = metrics(trained / "align")
     assert [m["loss"] for m in metrics(run_dir / "align")] == [m["loss"] for m in unbroken]
 

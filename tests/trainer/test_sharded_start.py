@@ -24,7 +24,7 @@ from data_pipeline.image_spec import ImageSpec, Perceiver
 from ranks import on_ranks
 from trainer.config import load_recipe
 from trainer.distributed import World, all_sum, barrier
-from trainer.engine import checkpoint
+from trainer.engine import checkpoint, saving
 from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.sharding import Shards, shards_parameters
@@ -161,7 +161,7 @@ def every_start(world: World, untied: Path, tied: Path, out: Path) -> list[tuple
         take_a_step(world, engine, step)
     stage = load_recipe("tiny").stages[0].model_copy(update={"train": MIXED})
     fingerprints = {"stage": stage.model_dump(mode="json")}
-    path = checkpoint.save(engine, out, TrainState(step=2), fingerprints, world, keep=2)
+    path = saving.save(engine, out, TrainState(step=2), fingerprints, world, keep=2)
     before = checkpoint.verify(path)
     done.append(equal_to_plain(world, untied, LATER, before, "bf16"))
     done.append(equal_to_plain(world, untied, FULL, before, "fp32"))

@@ -1,92 +1,85 @@
-"""Checkpoints that are whole or not there: `STAGE/checkpoints/step_000100/COMPLETE.json` is written last.
+"""Checkpoints that are whole or not there: `COMPLETE.json` comes last, before the directory gets its name.
 
-DeepSpeed writes its shards into a temporary directory; rank 0 hashes them, writes COMPLETE.json, and renames
-the directory into place. DeepSpeed's own `latest` file is neither written nor read.
-A shard is executable pickle: none is opened before its digest, its owner and its mode were checked.
+    STAGE/checkpoints/step_000100/COMPLETE.json  rank_00000.safetensors  ...
+    STAGE/checkpoints/frozen-1f0c2d.../COMPLETE.json  rank_00000.safetensors  ...
+
+What is trained stands in the first, with the optimizer's moments. What the stage leaves frozen is written
+once, in the second, to which every checkpoint of the stage refers. Each rank writes the fragments that it
+owns; any number of ranks reads them.
 """
 
 import json
 import os
+import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import fsync_directory, sha256_file, write_json
-from trainer.distributed import World, barrier
+from data_pipeline.manifest import sha256_file
+from trainer.distributed import World, all_sum_exactly, from_main
+from trainer.engine.fragment_files import FragmentFiles, Sums, added, sums_of
+from trainer.engine.fragments import Held, clear, held, refresh, set_counts
 from trainer.engine.state import TrainState
 
 COMPLETE = "COMPLETE.json"
-TAG = "engine"
-_FORMAT = 1
+FORMAT = 2
+UNFINISHED = ".tmp"
+"""Ending of a directory that is being written, or that a kill left so."""
+
+_STEP = re.compile(r"step_\d+")
+_SET_ASIDE = ".corrupt"
+_HASHING = 8  # threads: files are hashed outside of Python's lock
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A directory of fragments that verified. `tensors`: name -> shape, dtype, slot -> sums."""
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was found whole. `fingerprints` say of which recipe, data and tokenizer it is."""
+    """A checkpoint that was found whole. `fingerprints` say of which recipe, data and tokenizer it is.
+
+    `world_size` ranks wrote it. `counts` are the engine's own; `tied`: other name of a tensor -> its name.
+    """
 
     path: Path
     step: int
     world_size: int
     state: TrainState
     fingerprints: dict[str, Any]
+    counts: dict[str, Any] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+    trained: Part | None = None
+    frozen: Part | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(p for p in (self.trained, self.frozen) if p is not None)
+
+
+def checkpoints_dir(stage_dir: Path) -> Path:
+    return stage_dir / "checkpoints"
 
 
 def directory_of(stage_dir: Path, step: int) -> Path:
-    return stage_dir / "checkpoints" / f"step_{step:06d}"
-
-
-def save(
-    engine: deepspeed.DeepSpeedEngine,
-    stage_dir: Path,
-    state: TrainState,
-    fingerprints: dict[str, Any],
-    world: World,
-    keep: int,
-) -> Path:
-    """Write and commit the checkpoint of `state.step` (all ranks), then let go of the oldest ones."""
-    final = directory_of(stage_dir, state.step)
-    temporary = final.with_name(final.name + ".tmp")
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier(world)
-    engine.save_checkpoint(str(temporary), tag=TAG, save_latest=False)
-    barrier(world)
-    if world.is_main:
-        files = {}
-        for file in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            file.chmod(0o600)
-            with file.open("rb+") as f:
-                os.fsync(f.fileno())
-            files[str(file.relative_to(temporary))] = {
-                "nbytes": file.stat().st_size,
-                "sha256": sha256_file(file),
-            }
-        record = {
-            "format": _FORMAT,
-            "step": state.step,
-            "world_size": world.size,
-            "state": state.to_json(),
-            "fingerprints": fingerprints,
-            "files": files,
-        }
-        write_json(temporary / COMPLETE, record)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
-        fsync_directory(final.parent)
-        _retain(final.parent, keep)
-    barrier(world)
-    return final
+    return checkpoints_dir(stage_dir) / f"step_{step:06d}"
 
 
 def newest(stage_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     rejected = []
-    for path in reversed(_committed(stage_dir / "checkpoints")):
+    for path in reversed(committed(checkpoints_dir(stage_dir))):
         try:
             return verify(path), rejected
         except DataError as e:
@@ -94,63 +87,178 @@ def newest(stage_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, rejected
 
 
+def newest_for_all(stage_dir: Path, world: World) -> tuple[Checkpoint | None, list[str]]:
+    """As `newest` (all ranks): rank 0 looks, and no two ranks go on from different ones."""
+    return from_main(world, newest(stage_dir) if world.is_main else None)
+
+
 def verify(path: Path) -> Checkpoint:
-    """The checkpoint at `path`. Raises DataError unless each file has its recorded size, digest and owner."""
+    """The checkpoint at `path`, with its frozen weights. Raises DataError unless each file has its recorded
+    size, digest and owner."""
     path = Path(path)
+    record = _record(path)
     try:
-        record = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = record["files"]
         state = TrainState.from_json(record["state"])
-    except FileNotFoundError:
-        raise DataError(f"{path} is no complete checkpoint: it has no {COMPLETE}.") from None
-    except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{path / COMPLETE} is damaged: {e}.") from None
-    for name, expected in files.items():
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
-            raise DataError(f"checkpoint {path}: the file {name} is missing.")
-        stat = file.stat()
-        if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
-            raise DataError(
-                f"checkpoint {path}: {name} belongs to another user or is writable by others, "
-                "and such a file could run code when it is opened.\n"
-                f"  If you trust it: chown and chmod 600 the files of {path}."
-            )
-        if stat.st_size != expected["nbytes"]:
-            raise DataError(
-                f"checkpoint {path}: {name} has {stat.st_size:,} bytes, "
-                f"{COMPLETE} says {expected['nbytes']:,}."
-            )
-        if sha256_file(file) != expected["sha256"]:
-            raise DataError(f"checkpoint {path}: {name} was altered (its sha256 is not the recorded one).")
+        given = {key: record[key] for key in ("step", "world_size", "fingerprints", "counts", "tied")}
+        frozen = path.with_name(record["frozen"]) if record["frozen"] else None
+        trained = _verified(path, record)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise _damaged(path, e) from None
     return Checkpoint(
         path=path,
-        step=record["step"],
-        world_size=record["world_size"],
         state=state,
-        fingerprints=record["fingerprints"],
+        trained=trained,
+        frozen=verify_part(frozen) if frozen else None,
+        **given,
     )
 
 
-def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint) -> None:
-    """Weights, optimizer and step count of a verified checkpoint into the engine (all ranks)."""
-    loaded, _ = engine.load_checkpoint(str(checkpoint.path), tag=TAG)
-    if loaded is None:
-        # DeepSpeed only warns here and would train on from the weights it was built with.
-        raise DataError(f"DeepSpeed found nothing to load in {checkpoint.path}.")
+def verify_part(path: Path) -> Part:
+    """The fragments in the directory `path`. Raises DataError as `verify` does."""
+    record = _record(path)
+    try:
+        return _verified(path, record)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise _damaged(path, e) from None
 
 
-def _committed(checkpoints: Path) -> list[Path]:
-    """Directories that were renamed into place, oldest first; `.tmp` is what a kill left of a save."""
-    return sorted(
-        (p for p in checkpoints.glob("step_*") if p.name.removeprefix("step_").isdigit()),
-        key=lambda p: int(p.name.removeprefix("step_")),
-    )
+def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint, world: World) -> None:
+    """Weights, optimizer and step count of a verified checkpoint into the engine (all ranks), whatever number
+    of ranks wrote it.
+
+    Raises DataError where model and checkpoint hold different tensors, or where one came out other than it
+    was saved: its sums are taken again, over all ranks.
+    """
+    ours = held(engine)
+    given = _given(checkpoint, ours)
+    clear(engine)
+    found: dict[str, Sums] = {}
+    for part in checkpoint.parts:
+        near = world.rank * len(part.files) // world.size
+        files = FragmentFiles(part.files, near)
+        for f in (f for f in ours.fragments if f.name in part.tensors):
+            values = files.read(f.key, f.start, f.values.numel())
+            f.values.copy_(values)
+            start, _ = f.saved()
+            found[f.key] = sums_of(values[f.mine], start)
+    set_counts(engine, checkpoint.counts)
+    refresh(engine)
+    keys = sorted(given)
+    flat = all_sum_exactly(world, [part for key in keys for part in found.get(key, (0, 0))])
+    wrong = [
+        key
+        for key, sums in zip(keys, zip(flat[::2], flat[1::2], strict=True), strict=True)
+        if added([sums]) != given[key]
+    ]
+    if wrong:
+        raise DataError(
+            f"{checkpoint.path}: {len(wrong)} of {len(keys)} tensors came out other than they were saved: "
+            f"{', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}."
+        )
 
 
-def _retain(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep`; the newest was committed before this is called."""
-    for old in _committed(checkpoints)[:-keep]:
-        # Without its marker the directory is no checkpoint, whatever a kill leaves of it.
-        (old / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(old, ignore_errors=True)
+def committed(checkpoints: Path) -> list[Path]:
+    """Directories that have their name, oldest first."""
+    return sorted((p for p in checkpoints.glob("step_*") if _STEP.fullmatch(p.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name, or in the name under which it was set aside."""
+    return int(path.name.removeprefix("step_").partition(".")[0])
+
+
+def set_aside(stage_dir: Path, beyond: int) -> list[Path]:
+    """Give checkpoints after step `beyond`, none of which verifies, other names; returns these (rank 0)."""
+    moved = []
+    for path in committed(checkpoints_dir(stage_dir)):
+        if step_of(path) > beyond:
+            names = (path.with_name(f"{path.name}{_SET_ASIDE}{n or ''}") for n in range(1000))
+            moved.append(path.rename(next(name for name in names if not name.exists())))
+    return moved
+
+
+def retain(checkpoints: Path, keep: int) -> None:
+    """Delete all but the newest `keep`, and frozen weights that none of these refers to.
+
+    The newest was committed before this is called.
+    """
+    all_of_them = committed(checkpoints)
+    for old in all_of_them[:-keep]:
+        remove(old)
+    try:
+        used = {json.loads((p / COMPLETE).read_text("utf-8")).get("frozen") for p in all_of_them[-keep:]}
+    except (OSError, ValueError, AttributeError):
+        return  # a damaged one may refer to anything
+    for path in checkpoints.glob("frozen-*"):
+        if path.name not in used:
+            remove(path)
+
+
+def remove(directory: Path) -> None:
+    """Its marker first: without it the directory is no checkpoint, whatever a kill leaves of it."""
+    (directory / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / COMPLETE).read_text(encoding="utf-8"))
+        written = record["format"]
+    except FileNotFoundError:
+        raise DataError(f"{path} is no complete checkpoint: it has no {COMPLETE}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise _damaged(path, e) from None
+    if written != FORMAT:
+        age = "an older" if isinstance(written, int) and written < FORMAT else "another"
+        raise DataError(
+            f"{path} was written by {age} Fovea (format {written}; this one reads {FORMAT}).\n"
+            "  Export it with the version that wrote it, or finish the stage there."
+        )
+    return record
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path / COMPLETE} is damaged: {error}.")
+
+
+def _verified(path: Path, record: dict[str, Any]) -> Part:
+    files: dict[str, dict[str, Any]] = record["files"]
+    with ThreadPoolExecutor(_HASHING) as threads:
+        list(threads.map(lambda name: _verify_file(path, name, files[name]), files))
+    return Part(path=path, files=tuple(path / name for name in sorted(files)), tensors=record["tensors"])
+
+
+def _verify_file(path: Path, name: str, expected: dict[str, Any]) -> None:
+    file = path / name
+    if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
+        raise DataError(f"checkpoint {path}: the file {name} is missing.")
+    stat = file.stat()
+    if stat.st_uid != os.getuid() or stat.st_mode & 0o022:
+        raise DataError(
+            f"checkpoint {path}: {name} belongs to another user or is writable by others, "
+            "and such a file may be exchanged after it was checked.\n"
+            f"  If you trust it: chown and chmod 600 the files of {path}."
+        )
+    if stat.st_size != expected["nbytes"]:
+        raise DataError(
+            f"checkpoint {path}: {name} has {stat.st_size:,} bytes, {COMPLETE} says {expected['nbytes']:,}."
+        )
+    if sha256_file(file) != expected["sha256"]:
+        raise DataError(f"checkpoint {path}: {name} was altered (its sha256 is not the recorded one).")
+
+
+def _given(checkpoint: Checkpoint, ours: Held) -> dict[str, str]:
+    """Key -> sums of the checkpoint's tensors. Raises DataError where they are not those of the model."""
+    theirs = {name: tensor for part in checkpoint.parts for name, tensor in part.tensors.items()}
+    wrong = [
+        f"{name}: {theirs[name]['shape'] if name in theirs else 'missing'} in the checkpoint, "
+        f"{list(ours.shapes[name]) if name in ours.shapes else 'missing'} in the model"
+        for name in sorted({*theirs, *ours.shapes})
+        if name not in theirs or name not in ours.shapes or list(ours.shapes[name]) != theirs[name]["shape"]
+    ]
+    if wrong:
+        raise DataError(
+            f"{checkpoint.path} is of another model: {len(wrong)} tensors differ.\n  "
+            + "\n  ".join(wrong[:8])
+        )
+    return {f"{slot}/{name}": sums for name, t in theirs.items() for slot, sums in t["sums"].items()}

@@ -1,48 +1,45 @@
-"""From a checkpoint's ZeRO shards to whole fp32 tensors, on one process, without an engine."""
+"""From a checkpoint's fragments to whole fp32 tensors, on one process, without an engine."""
 
-import contextlib
-import io
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 from data_pipeline.errors import DataError
-from trainer.engine.checkpoint import TAG, verify
+from trainer.engine.checkpoint import Checkpoint, verify
+from trainer.engine.fragment_files import FragmentFiles, added, sums_of
 from trainer.models.stored import Stored
+
+_WEIGHT = "weight"
 
 
 def consolidate(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Every parameter of a verified checkpoint, frozen ones included: name -> float32 tensor.
 
-    Raises DataError where the checkpoint does not verify, or a tensor came out empty: ZeRO-3 leaves size-0
-    shells behind where a shard is missed.
+    Raises DataError where the checkpoint does not verify, or a tensor is empty or other than it was saved.
     """
-    verify(checkpoint)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG)
-    weights = {name: tensor.detach().float().contiguous() for name, tensor in state.items()}
-    refuse_empty(weights, str(checkpoint))
-    return weights
+    return {name: tensor.read() for name, tensor in lazily(verify(checkpoint)).items()}
 
 
-def lazily(checkpoint: Path) -> dict[str, Stored]:
-    """As `consolidate`, each tensor put together from its shards when it is read.
+def lazily(checkpoint: Checkpoint) -> dict[str, Stored]:
+    """As `consolidate`, each tensor put together from its fragments when it is read."""
+    tensors = {}
+    for part in checkpoint.parts:
+        files = FragmentFiles(part.files)
+        for name, about in part.tensors.items():
+            shape, sums = tuple(about["shape"]), about["sums"][_WEIGHT]
+            tensors[name] = Stored(shape, partial(_whole, files, name, shape, sums, checkpoint.path))
+    return tensors | {other: tensors[name] for other, name in checkpoint.tied.items()}
 
-    What was trained stays in the files until then; what was frozen, DeepSpeed reads at once, in its own
-    precision. Call it on one rank.
-    """
-    with contextlib.redirect_stdout(io.StringIO()):
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=TAG, lazy_mode=True)
-    return {name: Stored(tuple(t.shape), partial(_whole, name, t, checkpoint)) for name, t in state.items()}
 
-
-def _whole(name: str, tensor: Any, checkpoint: Path) -> torch.Tensor:
-    whole = tensor.contiguous().detach().float()
-    refuse_empty({name: whole}, str(checkpoint))
-    return whole
+def _whole(
+    files: FragmentFiles, name: str, shape: tuple[int, ...], sums: str, checkpoint: Path
+) -> torch.Tensor:
+    flat = files.read(f"{_WEIGHT}/{name}", 0, torch.Size(shape).numel())
+    refuse_empty({name: flat}, str(checkpoint))
+    if added([sums_of(flat, 0)]) != sums:
+        raise DataError(f"{checkpoint}: {name} came out other than it was saved.")
+    return flat.view(shape).float()
 
 
 def refuse_empty(weights: dict[str, torch.Tensor], where: str) -> None:

@@ -1,0 +1,352 @@
+"""A checkpoint, written beside the training: fragments are copied, and a thread of each rank writes them.
+
+Each rank's thread writes its file, and then its record of it; rank 0's waits for all records, writes
+COMPLETE.json, and gives the directory its name. No thread takes part in a collective: what became of them the
+ranks tell one another between two steps.
+"""
+
+import errno
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import deepspeed
+import torch
+
+from data_pipeline.errors import DataError, PreflightError
+from data_pipeline.manifest import fsync_directory, json_bytes, write_json
+from trainer.distributed import World, all_sum
+from trainer.engine import fragment_files
+from trainer.engine.checkpoint import (
+    COMPLETE,
+    FORMAT,
+    UNFINISHED,
+    checkpoints_dir,
+    directory_of,
+    remove,
+    retain,
+    verify_part,
+)
+from trainer.engine.fragments import Held, counts, held
+from trainer.engine.state import TrainState
+
+T = TypeVar("T")
+
+_FROZEN = "frozen"
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
+"""What a file server answers that is there again a moment later."""
+_WAITS_S = (0.1, 0.5, 2.0)
+_LOOK_S = 0.02  # between two looks at what other ranks have written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A committed checkpoint: of all ranks' `nbytes`, `seconds` after it was begun."""
+
+    step: int
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One rank's share of one checkpoint: fragments in the host's memory, by key, for each directory."""
+
+    state: TrainState
+    fingerprints: dict[str, Any]
+    counts: dict[str, Any]
+    held: Held
+    final: Path
+    parts: dict[Path, dict[str, tuple[int, torch.Tensor]]]
+    nbytes: int
+    began: float
+
+
+class _Abandoned(Exception):
+    """This rank's thread was told not to wait for the others any longer."""
+
+
+class Saver:
+    """Writes the checkpoints of a stage. `keep` of them stay; `frozen` are its frozen weights, where a
+    checkpoint has them already.
+
+    `in_background`: `begin` copies and returns. `may_commit` is asked on rank 0 before a checkpoint gets its
+    name. Every method but `abandon` and `stall` is for all ranks together.
+    """
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        stage_dir: Path,
+        world: World,
+        *,
+        keep: int,
+        frozen: Path | None = None,
+        in_background: bool = True,
+        may_commit: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._engine, self._world, self._keep = engine, world, keep
+        self._stage_dir = stage_dir
+        self._frozen = frozen.name if frozen else None
+        self._has_frozen = frozen is not None
+        self._copies = in_background
+        self._may_commit = may_commit
+        self._room: dict[str, torch.Tensor] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._stop = threading.Event()
+        self._flight: tuple[_Job, Future[None]] | None = None
+        self._stalled = 0.0
+
+    def begin(self, state: TrainState, fingerprints: dict[str, Any]) -> None:
+        """The checkpoint of `state.step`, once the one before is there. Raises as `poll` does."""
+        self.finish()
+        began = time.monotonic()
+        job = self._job(state, fingerprints, began)
+        refused = self._prepare(job)
+        (bad,) = all_sum(self._world, float(refused is not None))
+        if bad:
+            raise self._error(job, refused)
+        self._flight = job, self._thread.submit(self._write, job)
+        self._stalled += time.monotonic() - began
+
+    def poll(self) -> Saved | None:
+        """The checkpoint that was begun, once it is there.
+
+        Raises PreflightError on all ranks where one of them could not write: nothing is left of it then.
+        """
+        if self._flight is None:
+            return None
+        began = time.monotonic()
+        job, future = self._flight
+        error = future.exception() if future.done() else None
+        there = self._world.is_main and future.done() and error is None
+        bad, committed = all_sum(self._world, float(error is not None), float(there))
+        if bad:
+            self._discard(job, future)
+            raise self._error(job, error)
+        self._stalled += time.monotonic() - began
+        if not committed:
+            return None
+        self._flight, self._has_frozen = None, True
+        return Saved(step=job.state.step, nbytes=job.nbytes, seconds=time.monotonic() - job.began)
+
+    def finish(self) -> Saved | None:
+        """As `poll`, after waiting for it."""
+        while self._flight is not None:
+            began = time.monotonic()
+            wait([self._flight[1]], timeout=_LOOK_S)
+            self._stalled += time.monotonic() - began
+            if saved := self.poll():
+                return saved
+        return None
+
+    def stall(self) -> float:
+        """Seconds that training stood still for checkpoints since this was last asked."""
+        stalled, self._stalled = self._stalled, 0.0
+        return stalled
+
+    def abandon(self) -> None:
+        """For a rank that ends alone: what is not committed is none, and the process waits for nobody."""
+        self._stop.set()
+        self._thread.shutdown(wait=False)
+
+    def _job(self, state: TrainState, fingerprints: dict[str, Any], began: float) -> _Job:
+        ours = held(self._engine)
+        final = directory_of(self._stage_dir, state.step)
+        trained = final.with_name(final.name + UNFINISHED)
+        frozen = final.with_name(_FROZEN + UNFINISHED)
+        wanted = [trained] if self._has_frozen else [frozen, trained]
+        parts: dict[Path, dict[str, tuple[int, torch.Tensor]]] = {part: {} for part in wanted}
+        for f in ours.fragments:
+            start, values = f.saved()
+            part = parts.get(frozen if f.frozen else trained)
+            if part is not None and values.numel():
+                part[f.key] = start, self._copied(f.key, values)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        own = sum(v.numel() * v.element_size() for part in parts.values() for _, v in part.values())
+        (nbytes,) = all_sum(self._world, float(own))
+        return _Job(
+            state=state,
+            fingerprints=fingerprints,
+            counts=counts(self._engine),
+            held=ours,
+            final=final,
+            parts=parts,
+            nbytes=int(nbytes),
+            began=began,
+        )
+
+    def _copied(self, key: str, values: torch.Tensor) -> torch.Tensor:
+        """In the host's memory, in the room of the last copy: on CUDA it is pinned, which takes long."""
+        if not self._copies and not values.is_cuda:
+            return values
+        room = self._room.get(key)
+        if room is None or room.shape != values.shape or room.dtype != values.dtype:
+            room = self._room[key] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+        return room.copy_(values, non_blocking=True)
+
+    def _prepare(self, job: _Job) -> OSError | None:
+        """Empty directories to write into; what a kill left of earlier ones goes (rank 0)."""
+        if not self._world.is_main:
+            return None
+        try:
+            for left in checkpoints_dir(self._stage_dir).glob("*" + UNFINISHED):
+                shutil.rmtree(left)
+            for part in job.parts:
+                part.mkdir(parents=True)
+        except OSError as e:
+            return e
+        return None
+
+    def _write(self, job: _Job) -> None:
+        rank = f"rank_{self._world.rank:05d}"
+        for part, fragments in job.parts.items():
+            about = _patiently(fragment_files.write, part / f"{rank}.safetensors", fragments)
+            _patiently(write_json, part / f"{rank}.json", about)
+        if self._world.is_main:
+            self._commit(job)
+
+    def _commit(self, job: _Job) -> None:
+        *frozen, trained = job.parts
+        for part in frozen:
+            self._frozen = self._commit_frozen(part, job)
+        files, tensors = self._records(trained, job)
+        if not self._may_commit():
+            raise PreflightError("another process has taken this stage over: the checkpoint was dropped.")
+        record = {
+            "format": FORMAT,
+            "step": job.state.step,
+            "world_size": self._world.size,
+            "state": job.state.to_json(),
+            "fingerprints": job.fingerprints,
+            "counts": job.counts,
+            "tied": job.held.tied,
+            "frozen": self._frozen,
+            "files": files,
+            "tensors": tensors,
+        }
+        _name(trained, job.final, record)
+        retain(job.final.parent, self._keep)
+
+    def _commit_frozen(self, part: Path, job: _Job) -> str | None:
+        """The name of its directory, which is that of its contents; none where nothing is frozen."""
+        files, tensors = self._records(part, job)
+        if not tensors:
+            shutil.rmtree(part)
+            return None
+        final = part.with_name(f"{_FROZEN}-{sha256(json_bytes(tensors)).hexdigest()[:16]}")
+        try:
+            verify_part(final)
+            shutil.rmtree(part)
+        except DataError:
+            _name(part, final, {"format": FORMAT, "files": files, "tensors": tensors})
+        return final.name
+
+    def _records(self, part: Path, job: _Job) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`files` and `tensors` of a COMPLETE.json, from the records of all ranks, as these appear."""
+        records = {}
+        for rank in range(self._world.size):
+            path = part / f"rank_{rank:05d}.json"
+            while not path.exists():
+                if self._stop.wait(_LOOK_S):
+                    raise _Abandoned
+            records[path] = json.loads(path.read_text(encoding="utf-8"))
+        for path in records:
+            path.unlink()
+        files = {
+            path.with_suffix(".safetensors").name: {key: r[key] for key in ("nbytes", "sha256")}
+            for path, r in records.items()
+        }
+        return files, _tensors([r["fragments"] for r in records.values()], job.held.shapes)
+
+    def _discard(self, job: _Job, future: Future[None]) -> None:
+        self._stop.set()
+        wait([future])
+        self._flight = None
+        all_sum(self._world, 0.0)  # nobody writes any more
+        self._stop.clear()
+        if self._world.is_main:
+            for part in job.parts:
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _error(self, job: _Job, error: BaseException | None) -> BaseException:
+        what = f"the checkpoint of step {job.state.step} could not be written"
+        if error is None or isinstance(error, _Abandoned):
+            return PreflightError(f"{what}: another rank says why.")
+        if not isinstance(error, OSError):
+            return error
+        there = next(p for p in (job.final, *job.final.parents) if p.is_dir())
+        free = shutil.disk_usage(there).free
+        return PreflightError(
+            f"{what}: {error.strerror} ({error.filename or there}).\n"
+            f"  It takes {job.nbytes:,} bytes in {job.final.parent}, where {free:,} are free; older ones go "
+            "only once it is there.\n"
+            "  Those before it are whole. Make room or mend the directory, and the same command goes on."
+        )
+
+
+def save(
+    engine: deepspeed.DeepSpeedEngine,
+    stage_dir: Path,
+    state: TrainState,
+    fingerprints: dict[str, Any],
+    world: World,
+    keep: int,
+) -> Path:
+    """Write and commit the checkpoint of `state.step` (all ranks), then let go of the oldest ones."""
+    saver = Saver(engine, stage_dir, world, keep=keep, in_background=False)
+    saver.begin(state, fingerprints)
+    saver.finish()
+    return directory_of(stage_dir, state.step)
+
+
+def _tensors(
+    records: Iterable[dict[str, dict[str, Any]]], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """Name -> shape, dtype of the weight, sums by slot. Raises DataError where elements are missing."""
+    tensors: dict[str, Any] = {}
+    gathered: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        for key, fragment in record.items():
+            gathered.setdefault(key, []).append(fragment)
+    for key, fragments in sorted(gathered.items()):
+        slot, _, name = key.partition("/")
+        there, whole = sum(f["length"] for f in fragments), torch.Size(shapes[name]).numel()
+        if there != whole:
+            raise DataError(f"{key}: the ranks hold {there:,} of {whole:,} elements.")
+        tensor = tensors.setdefault(name, {"shape": list(shapes[name]), "dtype": {}, "sums": {}})
+        tensor["dtype"][slot] = fragments[0]["dtype"]
+        tensor["sums"][slot] = fragment_files.added([f["sums"] for f in fragments])
+    return tensors
+
+
+def _name(part: Path, final: Path, record: dict[str, Any]) -> None:
+    """Make `part` the complete directory `final`."""
+    _patiently(write_json, part / COMPLETE, record)
+    remove(final)
+
+    def rename() -> None:
+        if part.exists() or not final.exists():  # a file server may lose the answer of a success
+            part.replace(final)
+
+    _patiently(rename)
+    fsync_directory(final.parent)
+
+
+def _patiently(action: Callable[..., T], *arguments: Any) -> T:
+    for seconds in _WAITS_S:
+        try:
+            return action(*arguments)
+        except OSError as e:
+            if e.errno not in _PASSING:
+                raise
+        time.sleep(seconds)
+    return action(*arguments)
