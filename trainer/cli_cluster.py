@@ -1,6 +1,7 @@
 """`fovea gate` and `fovea chain`: the stages of a recipe one after another, each behind a door."""
 
 import argparse
+import os
 from pathlib import Path
 
 from data_pipeline.cli_parser import Verbs, add_verb, positive
@@ -23,6 +24,44 @@ def add_cluster_verbs(verbs: Verbs) -> None:
     which.add_argument("--before", metavar="NAME", help="all that it needs to begin is there")
     p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks of --before (%(default)s)")
     p.add_argument("overrides", nargs="*", metavar="key=value")
+
+    p = add_verb(
+        verbs,
+        "chain",
+        _chain,
+        "submit the stages as dependent Slurm jobs; again: only what is missing",
+        "fovea chain tiny --run runs/demo --dry-run\n  fovea chain tiny --run runs/demo --nodes 4",
+    )
+    p.add_argument("recipe", metavar="RECIPE", help="a YAML page, or the name of one that ships")
+    p.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory, seen by all nodes")
+    p.add_argument("--nodes", type=positive, metavar="N", help="of a stage (default: as in its script)")
+    p.add_argument("--curate", metavar="DATA_RECIPE", help="build the dataset first, by slurm/curate.sh")
+    p.add_argument("--dry-run", action="store_true", help="show the graph and the commands; submit nothing")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _chain(args: argparse.Namespace) -> int:
+    from trainer.chain import Settings, jobs_of, script_of
+    from trainer.config import load_recipe
+    from trainer.quiet import quiet_libraries
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    settings = Settings(
+        recipe=args.recipe,
+        run=args.run,
+        overrides=tuple(args.overrides),
+        data_recipe=args.curate,
+        nodes=args.nodes,
+    )
+    if args.dry_run:
+        print("\n".join(script_of(jobs_of(recipe, settings), settings)))
+        return 0
+    quiet_libraries()
+    from trainer.submission import Queue, advance
+
+    for line in advance(recipe, settings, Queue(), os.environ):
+        print(line, flush=True)
+    return 0
 
 
 def _gate(args: argparse.Namespace) -> int:

@@ -1,16 +1,25 @@
 """What stands in a run directory: whether a stage may begin, is done, and reached what its `gate` asks."""
 
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from data_pipeline.errors import PreflightError
-from data_pipeline.manifest import sha256_file
+from data_pipeline.errors import ConfigError, PreflightError
+from data_pipeline.manifest import sha256_file, write_json
+from data_pipeline.stream.tokens import Tokenizer
 from trainer.config import Recipe, Stage
 from trainer.engine import checkpoint
-from trainer.engine.attempts import Attempt, refuse_held
+from trainer.engine.attempts import Attempt, attempts_dir, refuse_held
 from trainer.engine.requests import refuse_stop_file
 from trainer.evaluation.thresholds import scores_of, unmet
-from trainer.run import finished_checkpoint
+from trainer.run import ORIGIN, changes, fingerprints_of, finished_checkpoint
 from trainer.stage_stream import open_datasets
+
+KILLED = 137
+"""What a shell makes of SIGKILL: noted for an owner that could not say how it ended."""
 
 
 def refuse_unready(recipe: Recipe, stage: Stage, run_dir: Path, ranks: int) -> None:
@@ -20,6 +29,17 @@ def refuse_unready(recipe: Recipe, stage: Stage, run_dir: Path, ranks: int) -> N
     stage before is finished, whole, and past its gate.
     """
     stage.accumulation(ranks)
+    refuse_without_sources(recipe, run_dir)
+    refuse_stop_file(run_dir / stage.name)
+    note_gone(run_dir / stage.name)
+    refuse_held(run_dir / stage.name, Attempt.here(recipe=""))
+    if stage.init_from != "backbones":
+        before = recipe.stage(stage.init_from)
+        refuse_below_gate(before, run_dir, finished_checkpoint(recipe, run_dir, before.name))
+
+
+def refuse_without_sources(recipe: Recipe, run_dir: Path) -> None:
+    """Raises DataError where a dataset is not there, PreflightError where a backbone is not."""
     open_datasets(recipe, run_dir)
     backbones = run_dir / recipe.backbones.path
     if missing := [d for d in ("vision", "language", "tokenizer") if not (backbones / d).is_dir()]:
@@ -27,17 +47,70 @@ def refuse_unready(recipe: Recipe, stage: Stage, run_dir: Path, ranks: int) -> N
             f"{backbones} has no {' and no '.join(missing)}.\n"
             f"  Make them:  fovea backbones RECIPE --run {run_dir}   or take others:  fovea import"
         )
-    refuse_stop_file(run_dir / stage.name)
-    refuse_held(run_dir / stage.name, Attempt.here(recipe=""))
-    if stage.init_from != "backbones":
-        before = recipe.stage(stage.init_from)
-        refuse_below_gate(before, run_dir, finished_checkpoint(recipe, run_dir, before.name))
+
+
+def finished(recipe: Recipe, stage: Stage, run_dir: Path) -> checkpoint.Checkpoint | None:
+    """The stage's last checkpoint, verified; None where the stage is not finished.
+
+    Raises ConfigError where what stands there is of another recipe or other data, or was trained from
+    another checkpoint of the earlier stage than there is now.
+    """
+    found, _ = checkpoint.newest(run_dir / stage.name)
+    if found is None:
+        return None
+    tokenizer = Tokenizer.load(run_dir / recipe.backbones.path / "tokenizer")
+    ours = fingerprints_of(recipe, stage, open_datasets(recipe, run_dir), tokenizer)
+    differ = changes(found.fingerprints, ours)
+    origin = run_dir / stage.name / ORIGIN
+    if stage.init_from != "backbones" and origin.is_file():
+        before, _ = checkpoint.newest(run_dir / stage.init_from)
+        if json.loads(origin.read_text(encoding="utf-8"))["checkpoint"] != (before and digest_of(before)):
+            differ.append(f"init_from: another checkpoint of '{stage.init_from}' than there is now")
+    if differ:
+        raise ConfigError(
+            f"{found.path} is stale:\n  " + "\n  ".join(differ) + "\n"
+            f"  Train the stage anew:  mv {run_dir / stage.name} {run_dir / stage.name}.old\n"
+            "  or undo the change, or take another --run directory."
+        )
+    return found if found.step == stage.steps else None
+
+
+def digest_of(found: checkpoint.Checkpoint) -> str:
+    """As evaluations record it."""
+    return sha256_file(found.path / checkpoint.COMPLETE)
+
+
+def is_evaluated(stage: Stage, run_dir: Path, found: checkpoint.Checkpoint) -> bool:
+    """Whether an evaluation of this very checkpoint is there, with all that the stage's gate asks for."""
+    scores = scores_of(run_dir / stage.name / "eval" / found.path.name, digest_of(found))
+    return bool(scores) and stage.gate.keys() <= scores.keys()
+
+
+def owner(stage_dir: Path) -> Attempt | None:
+    """The newest attempt at the stage, where it did not say how it ended."""
+    newest = max(attempts_dir(stage_dir).glob("[0-9]*.json"), default=None)
+    attempt = Attempt.read(newest) if newest else None
+    return attempt if attempt and attempt.ended is None else None
+
+
+def note_gone(stage_dir: Path) -> None:
+    """Where the owner is another job of ours that Slurm no longer knows, note that it was killed: its stage
+    is free at once, and not only when its heartbeat has been missed for long."""
+    attempt = owner(stage_dir)
+    if attempt is None or attempt.job in ("", os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
+        return
+    record = max(attempts_dir(stage_dir).glob("[0-9]*.json"))
+    asked = ["squeue", "--noheader", f"--jobs={attempt.job}", "--format=%A"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    gone = not found.stdout.strip() if found.returncode == 0 else "Invalid job id" in found.stderr
+    if gone and record.stat().st_uid == os.getuid():
+        write_json(record, asdict(replace(attempt, ended=KILLED)))
 
 
 def refuse_below_gate(stage: Stage, run_dir: Path, found: checkpoint.Checkpoint) -> dict[str, float]:
     """The scores that the stage's gate asks for. Raises PreflightError where one is missing or too low."""
     results = run_dir / stage.name / "eval" / found.path.name
-    scores = scores_of(results, sha256_file(found.path / checkpoint.COMPLETE))
+    scores = scores_of(results, digest_of(found))
     if lines := list(unmet(stage.gate, scores)):
         raise PreflightError(
             f"stage '{stage.name}' does not reach its gate at step {found.step}:\n"

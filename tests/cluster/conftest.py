@@ -68,14 +68,16 @@ class Cluster:
     state: Path
     logs: Path
 
-    def command(self, *words: object, check: bool = True, **env: object) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *words: object, check: bool = True, cwd: Path = ROOT, **env: object
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [str(w) for w in words],
-            cwd=ROOT,
+            cwd=cwd,
             env=environment(SLURM_CONF=self.state / "slurm.conf", **env),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr

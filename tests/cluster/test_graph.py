@@ -1,0 +1,136 @@
+"""What needs no Slurm: the graph of a chain, its commands as a shell runs them, gates on files."""
+
+import json
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from data_pipeline.errors import ConfigError, PreflightError
+from trainer.chain import SCRIPTS, Settings, jobs_of, script_of
+from trainer.cli import main
+from trainer.config import load_recipe
+from trainer.standing import digest_of, is_evaluated, refuse_below_gate
+
+
+def graph(recipe, settings):
+    return {job.name: [n.name for n in job.needs] for job in jobs_of(recipe, settings)}
+
+
+def test_a_stage_waits_for_the_stage_that_it_starts_from_and_for_that_ones_gate_where_it_has_one(tmp_path):
+    words = ["stages.pretrain.gate={vqa.accuracy: 0.5}", "stages.adapt.init_from=pretrain"]
+    recipe = load_recipe("tiny", words)
+    assert graph(recipe, Settings(recipe="tiny", run=tmp_path)) == {
+        "align": [],
+        "evaluate align": ["align"],
+        "pretrain": ["align"],
+        "evaluate pretrain": ["pretrain"],
+        "instruct": ["evaluate pretrain"],
+        "evaluate instruct": ["instruct"],
+        "adapt": ["evaluate pretrain"],
+        "evaluate adapt": ["adapt"],
+    }
+    curated = graph(load_recipe("tiny"), Settings(recipe="tiny", run=tmp_path, data_recipe="demo"))
+    assert next(iter(curated)) == "curate"
+    assert (curated["align"], curated["pretrain"]) == (["curate"], ["align"])
+
+
+def test_the_shown_commands_hand_each_job_the_numbers_of_those_it_waits_for(tmp_path):
+    """Run by a shell, with an sbatch that counts and notes what it is given."""
+    noting = tmp_path / "bin" / "sbatch"
+    noting.parent.mkdir()
+    noting.write_text(
+        "#!/bin/bash\n"
+        'echo "$STAGE $*" >>"$NOTES"\n'
+        'wc -l <"$NOTES"\n'
+    )  # fmt: skip
+    noting.chmod(0o755)
+    run = tmp_path / "a run"
+    settings = Settings(recipe="tiny", run=run, overrides=("stages.align.gate={vqa.accuracy: 1}",), nodes=4)
+    shown = "\n".join(script_of(jobs_of(load_recipe("tiny", [*settings.overrides]), settings), settings))
+    notes = tmp_path / "notes"
+    env = {"PATH": f"{noting.parent}:/usr/bin:/bin", "NOTES": str(notes)}
+    subprocess.run(["bash", "-euc", shown], env=env, check=True)
+    lines = notes.read_text().splitlines()
+    assert len(lines) == 8
+    waits = [next((w for w in line.split() if w.startswith("--dependency")), None) for line in lines]
+    after = {n: f"--dependency=afterok:{n}" for n in range(1, 9)}
+    assert waits == [None, after[1], after[2], after[3], after[3], after[5], after[5], after[7]]
+    assert all("--kill-on-invalid-dep=yes" in line for line in lines[1:])
+    assert ["--nodes=4" in line for line in lines] == [True, False] * 4
+    assert all(line.endswith("stages.align.gate={vqa.accuracy: 1}") for line in lines)
+    assert [line.split()[0] for line in lines if "eval.sh" in line] == [
+        "align",
+        "pretrain",
+        "instruct",
+        "adapt",
+    ]
+    assert all(f"--output={run}/jobs/%x-%j.out" in line for line in lines)
+
+
+def test_names_of_jobs_differ_from_run_to_run_and_not_from_command_to_command(tmp_path, monkeypatch):
+    def names(run):
+        settings = Settings(recipe="tiny", run=run)
+        return [settings.job_name(job) for job in jobs_of(load_recipe("tiny"), settings)]
+
+    monkeypatch.chdir(tmp_path)
+    assert len({*names(tmp_path / "a"), *names(tmp_path / "b")}) == 16
+    assert names(tmp_path / "a") == names((tmp_path / "a").relative_to(tmp_path))
+
+
+def test_a_recipe_of_more_stages_than_scripts_is_refused(tmp_path):
+    recipe = load_recipe("tiny")
+    more = recipe.model_copy(update={"stages": (*recipe.stages, recipe.stages[-1])})
+    with pytest.raises(ConfigError, match=r"no stage5\.sh"):
+        jobs_of(more, Settings(recipe="tiny", run=tmp_path))
+
+
+def test_without_a_slurm_a_chain_is_refused_and_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["chain", "tiny", "--run", str(tmp_path)]) == 3
+    assert "needs sbatch and squeue" in capsys.readouterr().err
+    assert main(["chain", "tiny", "--run", str(tmp_path), "--dry-run"]) == 0
+    assert "stage4.sh" in capsys.readouterr().out
+
+
+@pytest.fixture
+def finished(tmp_path):
+    path = tmp_path / "align" / "checkpoints" / "step_000004"
+    path.mkdir(parents=True)
+    (path / "COMPLETE.json").write_text("{}")
+    return SimpleNamespace(path=path, step=4)
+
+
+def evaluated(run, digest, accuracy):
+    results = run / "align" / "eval" / "step_000004" / "results.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps({"checkpoint": digest, "vqa": {"accuracy": accuracy}, "captions": None}))
+
+
+def test_a_gate_fails_where_nothing_was_measured_and_where_another_checkpoint_was(tmp_path, finished):
+    stage = load_recipe("tiny", ["stages.align.gate={vqa.accuracy: 0.5}"]).stage("align")
+    with pytest.raises(
+        PreflightError, match=r"vqa.accuracy: not measured[\s\S]*Evaluate it first:  fovea eval"
+    ):
+        refuse_below_gate(stage, tmp_path, finished)
+    evaluated(tmp_path, "of another checkpoint", 0.9)
+    assert not is_evaluated(stage, tmp_path, finished)
+    with pytest.raises(PreflightError, match="not measured"):
+        refuse_below_gate(stage, tmp_path, finished)
+    evaluated(tmp_path, digest_of(finished), 0.4)
+    assert is_evaluated(stage, tmp_path, finished)
+    with pytest.raises(PreflightError, match=r"vqa.accuracy: 0.4, needs at least 0.5"):
+        refuse_below_gate(stage, tmp_path, finished)
+    evaluated(tmp_path, digest_of(finished), 0.5)
+    assert refuse_below_gate(stage, tmp_path, finished) == {"vqa.accuracy": 0.5}
+
+
+def test_an_evaluation_without_a_metric_of_the_gate_is_not_done(tmp_path, finished):
+    stage = load_recipe("tiny", ["stages.align.gate={captions.CIDEr: 0.5}"]).stage("align")
+    evaluated(tmp_path, digest_of(finished), 0.9)
+    assert not is_evaluated(stage, tmp_path, finished)
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda p: p.name)
+def test_a_script_is_one_that_bash_reads(script):
+    subprocess.run(["bash", "-n", script], check=True)

@@ -1,0 +1,104 @@
+"""From the graph of a chain to jobs: what is done, waits or runs is not submitted again."""
+
+import getpass
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from data_pipeline.errors import PreflightError, TransientError
+from trainer.chain import Job, Settings, jobs_of
+from trainer.config import Recipe
+from trainer.engine.attempts import Attempt, refuse_held
+from trainer.run import finished_checkpoint
+from trainer.standing import finished, is_evaluated, owner, refuse_below_gate, refuse_without_sources
+
+
+class Queue:
+    """The user's jobs that wait or run: name -> number."""
+
+    def __init__(self) -> None:
+        if missing := [c for c in ("sbatch", "squeue") if shutil.which(c) is None]:
+            raise PreflightError(
+                f"a chain of jobs needs {' and '.join(missing)}, not on this machine's PATH.\n"
+                "  Run it on a login node; --dry-run shows what it would submit."
+            )
+        asked = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A %j"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if found.returncode:
+            raise TransientError(f"squeue does not answer: {found.stderr.strip()}\n  Repeat the command.")
+        numbers = (line.split(maxsplit=1) for line in found.stdout.splitlines())
+        self.by_name = {name.strip(): number for number, name in numbers}
+
+    def has(self, number: str) -> bool:
+        return number in self.by_name.values()
+
+
+def advance(recipe: Recipe, settings: Settings, queue: Queue, env: Mapping[str, str]) -> Iterator[str]:
+    """Submit what is missing; a line for each job, as it is known.
+
+    Raises PreflightError where an evaluation that is there is below its stage's gate, ConfigError where what
+    is there is stale.
+    """
+    if not settings.data_recipe:
+        refuse_without_sources(recipe, settings.run)
+    numbers: dict[Job, str] = {}
+    for job in jobs_of(recipe, settings):
+        if is_done(job, recipe, settings.run):
+            yield f"{job.name:<20}done"
+            continue
+        number = queue.by_name.get(settings.job_name(job)) or _held(job, settings.run, queue)
+        if number:
+            yield f"{job.name:<20}job {number} is there"
+        else:
+            _refuse_below_gates(job, recipe, settings.run, numbers)
+            after = [numbers[n] for n in job.needs if n in numbers]
+            number = submit(job, settings, after, env)
+            yield f"{job.name:<20}job {number} submitted{', after ' + ', '.join(after) if after else ''}"
+        numbers[job] = number
+
+
+def is_done(job: Job, recipe: Recipe, run: Path) -> bool:
+    """By what stands in the run directory, verified."""
+    if job.kind == "curate":
+        return all((run / d / "manifest.json").is_file() for d in recipe.data.datasets)
+    if not (run / job.stage / "checkpoints").is_dir():
+        return False
+    stage = recipe.stage(job.stage)
+    found = finished(recipe, stage, run)
+    return found is not None and (job.kind == "train" or is_evaluated(stage, run, found))
+
+
+def _held(job: Job, run: Path, queue: Queue) -> str | None:
+    """The job that trains the stage already, under whatever name. Raises PreflightError where a process
+    outside of Slurm does."""
+    attempt = owner(run / job.stage) if job.kind == "train" else None
+    if attempt and not attempt.job:
+        refuse_held(run / job.stage, Attempt.here(recipe=""))
+    return attempt.job if attempt and queue.has(attempt.job) else None
+
+
+def _refuse_below_gates(job: Job, recipe: Recipe, run: Path, numbers: Mapping[Job, str]) -> None:
+    """Of the evaluations that it needs and that are done."""
+    for need in job.needs:
+        if need.kind == "evaluate" and need not in numbers:
+            stage = recipe.stage(need.stage)
+            refuse_below_gate(stage, run, finished_checkpoint(recipe, run, stage.name))
+
+
+def submit(job: Job, settings: Settings, after: Sequence[str], env: Mapping[str, str]) -> str:
+    """The number of the new job. Raises PreflightError with what sbatch says where it refuses."""
+    (settings.run / "jobs").mkdir(parents=True, exist_ok=True)
+    found = subprocess.run(
+        settings.words(job, after),
+        env={**env, **settings.variables(job)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        raise PreflightError(
+            f"sbatch refused {job.name}: {found.stderr.strip()}\n"
+            "  Mend slurm/env.sh, and repeat the command: what is submitted already stays."
+        )
+    return found.stdout.strip().partition(";")[0]
