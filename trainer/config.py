@@ -26,6 +26,7 @@ from trainer.evaluation.config import HELDOUT, Evaluation, Suite
 from trainer.evaluation.thresholds import Threshold
 from trainer.models.config import Model
 from trainer.models.tuning import Tuning, check_modules
+from trainer.observe.config import Observe
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -219,6 +220,7 @@ class Recipe(_Part):
     model: Model = Model()
     stages: tuple[Stage, ...] = Field(min_length=1)
     evaluation: Evaluation = Evaluation()
+    observe: Observe = Observe()
 
     @model_validator(mode="after")
     def _stages_follow(self) -> "Recipe":

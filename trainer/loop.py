@@ -50,6 +50,7 @@ def _steps(run: Run, oversight: Oversight) -> None:
             continue
         metrics["step_s"] = time.perf_counter() - began
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
+        metrics |= run.figures.speed(metrics)
         for sink in run.sinks:
             sink.write(metrics)
         due = run.state.step // stage.checkpoint_every > saved // stage.checkpoint_every
@@ -107,6 +108,7 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
         loss = engine(batch)
         engine.backward(loss * scale + routing.loss() * beside)
         total += loss.detach()
+        run.figures.add(batches[i], run.stream.rows[i], engine.module.target_losses)
         if i + 1 < len(batches):
             engine.step()
     loss_sum, *routed = all_sum(world, float(total), *routing.sums())
@@ -134,6 +136,7 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
         "target_tokens": int(targets),
         "images": int(images),
         **routing.figures(routed, tokens),
+        **run.figures.of_step(tokens, images),
         "fill": run.stream.fill,
         "token_imbalance": of_tokens,
         "patch_imbalance": of_patches,

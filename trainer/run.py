@@ -35,6 +35,7 @@ from trainer.engine.gate import Gate
 from trainer.engine.initialize import initialize, require
 from trainer.engine.sharding import Shards, shards_parameters
 from trainer.engine.state import TrainState
+from trainer.figures import Figures
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.freeze import Counted, count_parameters, freeze, parameter_groups
@@ -70,6 +71,7 @@ class Run:
     fingerprints: dict[str, Any]
     parameters: tuple[Counted, ...]
     gradients: GradientCheck
+    figures: Figures
     sinks: list[JsonlSink | TensorBoardSink | Screen]
 
 
@@ -158,6 +160,7 @@ def build_run(
         fingerprints=fingerprints,
         parameters=parameters,
         gradients=GradientCheck(engine.module),
+        figures=Figures(recipe, stage, engine.module, world),
         sinks=sinks,
     )
 

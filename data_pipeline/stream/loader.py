@@ -59,6 +59,7 @@ class Stream:
         `fill`       share of the global batch's positions that hold a token; the rest is padding
         `samples`    a digest of which sample stands where in it
         `imbalance`  (tokens, patches): the heaviest rank's share over the mean of all ranks
+        `rows`       of each micro-batch of this rank, the pieces in its rows
     and since the start of the process:
         `skipped`    reason -> count; what the plan leaves out is counted on every rank alike, bad pictures
                      ("picture: ...") only on the rank that met them
@@ -110,6 +111,7 @@ class Stream:
         self.fill = 0.0
         self.samples = ""
         self.imbalance = (1.0, 1.0)
+        self.rows: tuple[tuple[Row, ...], ...] = ()
         self.skipped: Counter[str] = Counter()
 
     def next(self) -> list[Batch]:
@@ -118,6 +120,7 @@ class Stream:
         self._write(self._left_out(step.plan))
         self._judge([fault for m in made for fault in m.met])
         self.fill, self.samples, self.imbalance = step.plan.fill, step.plan.rows.digest, _imbalance(step)
+        self.rows = tuple(step.rows(self._rank))
         self.skipped.update(reason for _, _, reason in step.plan.skipped)
         self._cursor = step.plan.after
         self.step += 1

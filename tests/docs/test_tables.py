@@ -32,6 +32,7 @@ from trainer.engine.guard import Guard
 from trainer.evaluation.config import Evaluation, Suite
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.tuning import Adapter, Tuning
+from trainer.observe.config import Observe
 
 
 def rows(name: str, heading: str) -> list[list[str]]:
@@ -72,6 +73,11 @@ def test_the_keys_of_what_is_trained():
 def test_the_keys_of_experts_and_their_defaults():
     shown = {row[0].strip("`"): row[1].strip("`") for row in rows("training.md", "Experts")}
     assert shown == {k: written(f.default) for k, f in MixtureOfExperts.model_fields.items()}
+
+
+def test_the_keys_of_what_is_measured_and_their_defaults():
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows("training.md", "What is measured")}
+    assert shown == {k: written(f.default) for k, f in Observe.model_fields.items()}
 
 
 def test_the_other_keys():

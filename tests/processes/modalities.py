@@ -21,6 +21,7 @@ from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.gate import Gate
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
+from trainer.figures import Figures
 from trainer.loop import train_step
 from trainer.models.adapters import attach
 from trainer.models.build import build_model
@@ -172,6 +173,7 @@ class Drawn:
     """The stream of one rank: what a Run reads of one."""
 
     imbalance, fill, samples = (1.0, 1.0), 1.0, 0
+    rows = ((),) * ACCUMULATION
 
     def __init__(self, case: Case, rank: int) -> None:
         self.case, self.step, self.rank, self.skipped = case, 0, rank, {}
@@ -208,8 +210,9 @@ def ranks_train(
         )
         regions = compile_regions(model, backend) if stage.compile else []
         engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas, whole=regions)
+        recipe = Recipe(name="drawn", model=page_of(CASES[name]), stages=(stage,))
         run = Run(
-            recipe=Recipe(name="drawn", model=page_of(CASES[name]), stages=(stage,)),
+            recipe=recipe,
             stage=stage,
             stage_dir=Path(tempfile.gettempdir()),  # nothing is written
             world=world,
@@ -221,6 +224,7 @@ def ranks_train(
             fingerprints={},
             parameters=parameters,
             gradients=GradientCheck(engine.module),
+            figures=Figures(recipe, stage, engine.module, world),
             sinks=[],
         )
         losses[name] = [train_step(run)["loss"] for _ in range(steps)]

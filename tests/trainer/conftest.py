@@ -42,6 +42,7 @@ stages:
     loss_on: answers
     steps: 4
 evaluation: {captions: 8, questions: 8, documents: 8, batch: 4, max_new_tokens: 4}
+observe: {norms_every: 3, peak_tflops: 0.01}
 """
 
 

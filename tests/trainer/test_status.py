@@ -51,10 +51,10 @@ def test_a_real_run_is_shown_with_its_stages_checkpoints_and_owner(trained, fove
     assert "step 12, complete" in shown.stdout
 
 
-def test_it_needs_no_torch_and_less_than_half_a_second(trained):
+def test_it_needs_no_torch_and_less_than_half_a_second_of_a_core(trained):
     program = (
-        "import sys, time; began = time.perf_counter(); from trainer.cli import main; main(sys.argv[1:]); "
-        "print(time.perf_counter() - began, 'torch' in sys.modules)"
+        "import sys, time; began = time.process_time(); from trainer.cli import main; main(sys.argv[1:]); "
+        "print(time.process_time() - began, 'torch' in sys.modules)"
     )
     times = []
     for _ in range(3):

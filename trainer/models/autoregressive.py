@@ -69,6 +69,8 @@ class AutoregressiveVLM(nn.Module):
         """A stage may set it: who sees whom (trainer/models/masks.py)."""
         self.neftune_alpha = 0.0
         """A stage may set it: noise on the embeddings of text while training (trainer/models/neftune.py)."""
+        self.target_losses = torch.zeros(0)
+        """float32[targets] of the last forward pass: the loss of each target, in reading order."""
         self.vision = vision
         self.connector = connector
         self.language = language
@@ -77,7 +79,8 @@ class AutoregressiveVLM(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The cross-entropy of all targets in the batch, summed: float32[]."""
-        return target_loss(self._hidden(batch), batch.labels, self.head)[0]
+        loss, self.target_losses = target_loss(self._hidden(batch), batch.labels, self.head)
+        return loss
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Scores of the next token at every position: [B, T, V], as `head` gives them."""

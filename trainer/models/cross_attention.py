@@ -73,6 +73,14 @@ def lay_out(features: torch.Tensor, batch: Batch) -> Media:
     return Media(tokens.flatten(1, 2), *_who_reads(image_ids > 0, document_ids, slots, features.shape[1]))
 
 
+def pairs_read(batch: Batch) -> int:
+    """Pairs of a position and a picture that it reads."""
+    placeholders = batch.image_ids > 0
+    slots = max(1, int(placeholders.sum(1).max()))
+    seen, reads = _who_reads(placeholders, batch.document_ids, slots, 1)
+    return int((seen[:, 0] & reads).sum())
+
+
 def _who_reads(
     placeholders: torch.Tensor, document_ids: torch.Tensor, slots: int, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,8 @@ def target_loss(
     head: Callable[[torch.Tensor], torch.Tensor],
     chunk: int = CHUNK,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden [B, T, D], labels int64[B, T] -> as token_loss, with logits of at most `chunk` targets at once.
+    """hidden [B, T, D], labels int64[B, T] -> (summed cross-entropy in fp32, float32[targets]: that of each
+    target, in reading order and without a graph), with logits of at most `chunk` targets at once.
 
     Prompts, visual tokens and padding would fill memory with fp32 logits that nothing reads, so targets are
     gathered first, then cut into equal chunks; the backward pass makes the logits of each again. `head` is
@@ -48,11 +49,12 @@ def target_loss(
     wanted = F.pad(flat[targets], filling, value=IGNORE).unflatten(0, (chunks, size)).unbind()
 
     def piece(read: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return token_loss(head(read), wanted)[0]
+        return F.cross_entropy(head(read).float(), wanted, ignore_index=IGNORE, reduction="none")
 
     # The backward pass begins with the last chunk: what it needs has just been made.
-    sums = [
+    losses = [
         checkpoint(piece, *pair, use_reentrant=False) for pair in zip(read[:-1], wanted[:-1], strict=True)
     ]
-    sums.append(piece(read[-1], wanted[-1]))
-    return torch.stack(sums).sum(), torch.tensor(len(targets), device=hidden.device)
+    losses.append(piece(read[-1], wanted[-1]))
+    every = torch.cat(losses)
+    return every.sum(), every.detach()[: len(targets)]

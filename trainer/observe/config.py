@@ -1,0 +1,14 @@
+"""What is measured, as the recipe's `observe:` says it. None of it changes what is trained."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Observe(BaseModel):
+    """May change between a checkpoint and its resume."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    norms_every: int = Field(100, ge=0, description="steps between two gradient norms by module; 0: never")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="dense bf16 peak of one device, for MFU; none: by the device's name, if known"
+    )
