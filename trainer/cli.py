@@ -17,7 +17,7 @@ from data_pipeline.errors import ConfigError, FoveaError
 from trainer.cli_cluster import add_cluster_verbs
 from trainer.cli_eval import add_eval_verbs
 from trainer.cli_model import add_model_verb
-from trainer.cli_observe import add_observe_verbs
+from trainer.cli_observe import add_observe_verbs, add_profile_option, profiled, refuse_profile
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
@@ -148,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HH:MM:SS",
         help="save and end with code 75 before so much time is over; also seconds (Slurm's end of the job)",
     )
+    add_profile_option(p)
     p.add_argument("--faults", default="", help=argparse.SUPPRESS)  # docs/reliability.md
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
@@ -246,6 +247,7 @@ def _train(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     stage = recipe.stage(args.stage)
+    refuse_profile(args.profile, stage)
     return _train_rank(args, recipe, stage) if is_rank() else _train_all(args, recipe, stage)
 
 
@@ -269,6 +271,7 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     argv = ["train", str(args.recipe), "--stage", stage.name, "--run", str(args.run), *args.overrides]
     argv += ["--accept-changed-data"] if args.accept_changed_data else []
     argv += ["--faults", args.faults] if args.faults else []
+    argv += ["--profile", "{}:{}".format(*args.profile)] if args.profile else []
     if args.time_limit:
         parse_limit(args.time_limit)
         argv += ["--time-limit", args.time_limit]
@@ -309,6 +312,7 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> N
                     print(f"{stage.name}: resuming after step {start}")
                 else:
                     print("\n".join(describe(run.parameters)))
+            run.sinks.extend(profiled(args.profile, run))
             train(run, oversight)
             run.stream.close()
     except FoveaError as e:

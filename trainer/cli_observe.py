@@ -1,10 +1,17 @@
-"""`fovea status` and `fovea report`: a run on one screen, or as one page."""
+"""`fovea status` and `fovea report`: a run on one screen, or as one page; `fovea train --profile`."""
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.cli_parser import Verbs, add_verb
+from data_pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.config import Stage
+    from trainer.observe.profile import ProfileWindow
+    from trainer.run import Run
 
 
 def add_observe_verbs(verbs: Verbs) -> None:
@@ -22,6 +29,40 @@ def add_observe_verbs(verbs: Verbs) -> None:
     p = add_verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html)")
+
+
+def add_profile_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        type=_window,
+        metavar="FIRST:LAST",
+        help="torch.profiler over these steps on rank 0: a Chrome trace in RUN/STAGE/profile/",
+    )
+
+
+def refuse_profile(window: tuple[int, int] | None, stage: "Stage") -> None:
+    """Raises ConfigError where the stage has no such steps."""
+    if window is not None and not 1 <= window[0] <= window[1] <= stage.steps:
+        raise ConfigError(
+            f"--profile {window[0]}:{window[1]}: FIRST:LAST are steps of stage '{stage.name}', "
+            f"from 1 to {stage.steps}"
+        )
+
+
+def profiled(window: tuple[int, int] | None, run: "Run") -> list["ProfileWindow"]:
+    """What writes the trace, on the main rank."""
+    if window is None or not run.world.is_main:
+        return []
+    from trainer.observe.profile import ProfileWindow
+
+    return [ProfileWindow(*window, run.state.step, run.stage_dir / "profile")]
+
+
+def _window(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text} is not FIRST:LAST, as in 10:13")
+    return int(first), int(last)
 
 
 def _status(args: argparse.Namespace) -> int:

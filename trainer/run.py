@@ -43,7 +43,7 @@ from trainer.models.gradients import GradientCheck
 from trainer.models.kernels import fuse, liger_kernels
 from trainer.models.moe.experts import require_backend
 from trainer.models.regions import compile_regions
-from trainer.observe.sinks import JsonlSink, Screen, TensorBoardSink
+from trainer.observe.sinks import JsonlSink, Screen, Sink, TensorBoardSink
 from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
@@ -72,7 +72,7 @@ class Run:
     parameters: tuple[Counted, ...]
     gradients: GradientCheck
     figures: Figures
-    sinks: list[JsonlSink | TensorBoardSink | Screen]
+    sinks: list[Sink]
 
 
 def build_run(
@@ -137,7 +137,7 @@ def build_run(
         stream.load_state_dict(found.state.stream, accept_changed_data)
         state = found.state
 
-    sinks: list[JsonlSink | TensorBoardSink | Screen] = []
+    sinks: list[Sink] = []
     if world.is_main:
         write_run_records(recipe, run_dir, world, config)
         _note_origin(stage_dir, before)

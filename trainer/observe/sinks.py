@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -14,6 +14,13 @@ from trainer.observe.stage_files import read_lines
 from trainer.observe.timeline import note_rewind, note_start
 
 Metrics = dict[str, float | int | str]
+
+
+class Sink(Protocol):
+    """Gets the numbers of each step on the main rank."""
+
+    def write(self, metrics: Metrics) -> None: ...
+    def close(self) -> None: ...
 
 
 class JsonlSink:
