@@ -1,0 +1,51 @@
+"""The commands of docs/cluster.md, one block after another, as they are typed on a login node."""
+
+import shutil
+from pathlib import Path
+
+from documentation import BLOCKS, ROOT
+from trainer.engine import checkpoint
+
+SHOWN = [b.text for b in BLOCKS if b.page == "docs/cluster.md" and b.language == "bash"]
+SMALL = {"alt": 60, "dense": 60, "dialogue": 5, "text": 20}
+COUNTS = " ".join(f"sources.scenes_{kind}.count={n}" for kind, n in SMALL.items())
+
+
+def test_the_page_leads_from_the_login_node_to_the_report(cluster, run_dir, tmp_path):
+    home = tmp_path / "checkout"
+    shutil.copytree(ROOT / "slurm", home / "slurm")
+    mine = home / "runs" / "mine"
+    mine.mkdir(parents=True)
+    shutil.copy(run_dir / "recipe.yaml", mine)
+    shutil.copytree(run_dir / "raw", mine / "raw")
+    once, *blocks = SHOWN
+    assert once.startswith("make setup\n")
+    begin = once.removeprefix("make setup\n")
+
+    def typed(block: str, **env: object) -> str:
+        """What it prints; with SBATCH_WAIT a job is over when its sbatch is."""
+        done = cluster.command("bash", "-euc", begin + block, cwd=home, check=False, OMP_NUM_THREADS=1, **env)
+        outputs = "".join(Path(f).read_text() for f in home.glob("*.out"))
+        assert done.returncode == 0, done.stdout + done.stderr + outputs
+        return done.stdout
+
+    curate, train, look, evaluate, chain = blocks
+    typed(curate, SBATCH_WAIT=1, CURATE_OPTIONS=f"--slurm mem_gb=1 --slurm poll_s=0.5 {COUNTS}")
+    assert (mine / "data" / "manifest.json").read_bytes() == (run_dir / "data" / "manifest.json").read_bytes()
+    typed(train, SBATCH_WAIT=1)
+    found, _ = checkpoint.newest(mine / "align")
+    assert (found.step, found.world_size) == (8, 2)
+    seen = typed(look)
+    assert "pretrain: may begin, from align" in seen
+    assert " 8/8 " in seen
+    typed(evaluate, SBATCH_WAIT=1)
+    assert (mine / "align" / "eval" / "step_000008" / "results.json").is_file()
+    assert (mine / "report.html").is_file()
+
+    said = typed(chain)
+    numbers = [line.split("job ")[1].split()[0] for line in said.splitlines() if "submitted" in line]
+    cluster.command("scancel", *numbers)
+    shown, submitted = said.split("mkdir -p", 1)
+    assert shown.count("# ") == 8
+    assert submitted.count("done") == 2
+    assert len(numbers) == 6
