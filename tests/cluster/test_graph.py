@@ -1,6 +1,7 @@
 """What needs no Slurm: the graph of a chain, its commands as a shell runs them, gates on files."""
 
 import json
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -131,6 +132,14 @@ def test_an_evaluation_without_a_metric_of_the_gate_is_not_done(tmp_path, finish
     assert not is_evaluated(stage, tmp_path, finished)
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda p: p.name)
-def test_a_script_is_one_that_bash_reads(script):
-    subprocess.run(["bash", "-n", script], check=True)
+def test_the_scripts_are_ones_that_shellcheck_has_nothing_against():
+    scripts = sorted(SCRIPTS.glob("*.sh"))
+    assert len(scripts) >= 9
+    for script in scripts:
+        subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    found = subprocess.run(
+        ["shellcheck", "-x", "-P", str(SCRIPTS.parent), *scripts], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
