@@ -143,3 +143,27 @@ def test_the_scripts_are_ones_that_shellcheck_has_nothing_against():
         ["shellcheck", "-x", "-P", str(SCRIPTS.parent), *scripts], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stdout
+
+
+def launched(container: str) -> list[str]:
+    """What `fovea_ranks train mine` asks srun for, on nodes of eight cores and two ranks."""
+    shown = 'source slurm/env.sh; srun() { printf "%s\\n" "$@"; }; fovea_ranks train mine'
+    env = {"PATH": "/usr/bin:/bin", "SLURM_CPUS_ON_NODE": "8", "RANKS_PER_NODE": "2", "CONTAINER": container}
+    done = subprocess.run(
+        ["bash", "-euc", shown], cwd=SCRIPTS.parent, env=env, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_one_variable_puts_every_fovea_into_a_container_and_srun_outside_of_it():
+    plain = launched("")
+    assert plain[-5:] == ["--ntasks-per-node=2", "--cpus-per-task=4", "fovea", "train", "mine"]
+    assert "--kill-on-bad-exit=1" in plain
+    inside = launched("images/fovea.sif")
+    at = inside.index("apptainer")
+    assert inside[:at] == plain[:-3]
+    assert inside[-4:] == ["images/fovea.sif", "fovea", "train", "mine"]
+    assert str(SCRIPTS.parent) in inside[inside.index("--bind") + 1].split(",")
+    pyxis = launched("images/fovea.sqsh")
+    assert "--container-image=images/fovea.sqsh" in pyxis
+    assert pyxis[-3:] == ["fovea", "train", "mine"]
