@@ -8,7 +8,8 @@ from trainer.distributed import all_sum, barrier
 from trainer.engine import checkpoint
 from trainer.engine.gate import norms_by_module
 from trainer.engine.guard import Action, Bad, Memory, action, judge
-from trainer.incidents import directory_of, write_incident
+from trainer.engine.replicas import apart, checksums
+from trainer.incidents import directory_of, note_event, write_incident
 from trainer.observe.sinks import JsonlSink
 from trainer.run import Run
 
@@ -17,9 +18,11 @@ def update(run: Run, loss: float) -> tuple[float, Action | None]:
     """The optimizer's step where loss and gradient norm are good (all ranks, which give the same `loss`).
 
     Returns the norm, and what was done instead of the update where they were bad. Raises NumericError where
-    the ladder ends.
+    the ladder ends, or ranks hold other copies of the same thing.
     """
     guard, memory, world = run.stage.guard, run.state.guard, run.world
+    if guard.check_every and (run.state.step + 1) % guard.check_every == 0:
+        _refuse_apart(run)
     bad: Bad | None = None
     norms: dict[str, float] = {}
 
@@ -86,6 +89,31 @@ def rewind(run: Run) -> None:
     for sink in run.sinks:
         if isinstance(sink, JsonlSink):
             sink.rewind(found.step, {key: run.state.stream[key] for key in ("ledger", "window", "row")})
+
+
+def _refuse_apart(run: Run) -> None:
+    """Raises NumericError on all ranks where they differ in what they should share (all ranks)."""
+    stream = run.stream.state_dict()
+    told = {
+        "step": run.state.step,
+        "learning rates": [group["lr"] for group in run.engine.optimizer.param_groups],
+        "place in the data": stream,
+    }
+    found = apart(run.world, checksums(run.engine, told))
+    if not found:
+        return
+    step = run.state.step + 1
+    if run.world.is_main:
+        note_event(run.stage_dir, {"event": "ranks drifted apart", "step": step, "apart": found})
+    what = ", ".join(
+        f"{what} (rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))})"
+        for what, ranks in found.items()
+    )
+    raise NumericError(
+        f"stage '{run.stage.name}': before the update of step {step} not all ranks hold the same: {what}.\n"
+        "  None of it was saved. Look at that rank's node (memory errors, another version, other files); the "
+        "same command resumes from the newest checkpoint."
+    )
 
 
 def _stopped(run: Run, what: str, step: int) -> str:

@@ -62,8 +62,7 @@ def write_incident(
     }
     try:
         stage_dir.mkdir(parents=True, exist_ok=True)
-        with (stage_dir / "events.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(plain({"event": "bad step", **about})) + "\n")
+        _append(stage_dir, {"event": "bad step", **about})
         if directory.exists() or sum(1 for _ in directory.parent.glob("step_*")) < PAGES:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(directory / "incident.json", plain(about))
@@ -73,6 +72,19 @@ def write_incident(
             preview(recipe, stage, run_dir, directory / "rows.html", step=step, rows=ROWS)
     except (OSError, FoveaError) as e:
         sys.stderr.write(f"fovea: {printable(str(directory))} is not complete: {printable(str(e))}\n")
+
+
+def note_event(stage_dir: Path, event: dict[str, Any]) -> None:
+    """A line of events.jsonl (main rank). What cannot be written is said, and is no reason to stop."""
+    try:
+        _append(stage_dir, {**event, "time": time.time()})
+    except OSError as e:
+        sys.stderr.write(f"fovea: {printable(str(stage_dir / 'events.jsonl'))}: {printable(str(e))}\n")
+
+
+def _append(stage_dir: Path, event: dict[str, Any]) -> None:
+    with (stage_dir / "events.jsonl").open("a", encoding="utf-8") as f:
+        f.write(json.dumps(plain(event)) + "\n")
 
 
 def plain(value: Any) -> Any:

@@ -9,8 +9,10 @@ from trainer.config import Recipe, Stage
 from trainer.distributed import World
 from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.gate import Gate
+from trainer.engine.guard import Guard
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
+from trainer.figures import Figures
 from trainer.models.freeze import count_parameters, parameter_groups
 from trainer.models.gradients import GradientCheck
 from trainer.run import Run
@@ -40,6 +42,7 @@ class Dealt:
     def __init__(self, rank: int, accumulation: int) -> None:
         self.first, self.accumulation, self.step = rank * accumulation, accumulation, 0
         self.skipped: dict[str, int] = {}
+        self.rows: tuple[tuple[()], ...] = ((),) * accumulation
 
     def ready(self, seconds: float) -> bool:
         return True
@@ -53,8 +56,9 @@ class Dealt:
 
 
 def stage_for(count: int, **keys: Any) -> Stage:
-    """The stage whose global batch is `count` micro-batches."""
-    return stage_of(EVERYTHING, 1, STEPS).model_copy(update={"global_batch": ROWS * count, **keys})
+    """The stage whose global batch is `count` micro-batches. Every step looks whether ranks drifted apart."""
+    keys = {"global_batch": ROWS * count, "guard": Guard(check_every=1), **keys}
+    return stage_of(EVERYTHING, 1, STEPS).model_copy(update=keys)
 
 
 def run_of(
@@ -73,8 +77,9 @@ def run_of(
     )
     parameters = count_parameters(model, stage.train)
     engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
+    recipe = Recipe(name="dealt", model=page_of(EVERYTHING), stages=(stage,))
     return Run(
-        recipe=Recipe(name="dealt", model=page_of(EVERYTHING), stages=(stage,)),
+        recipe=recipe,
         stage=stage,
         stage_dir=directory,
         world=world,
@@ -86,5 +91,6 @@ def run_of(
         fingerprints={},
         parameters=parameters,
         gradients=GradientCheck(engine.module),
+        figures=Figures(recipe, stage, engine.module, world),
         sinks=[],
     )

@@ -34,6 +34,10 @@ class Guard(BaseModel):
     )
     window: int = Field(100, ge=4, description="good steps that a spike is measured against")
 
+    check_every: int | None = Field(
+        100, ge=1, description="steps between two comparisons of what all ranks hold a copy of; null: none"
+    )
+
     @field_validator("ladder")
     @classmethod
     def _ends(cls, ladder: tuple[Action, ...]) -> tuple[Action, ...]:
