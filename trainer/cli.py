@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -259,6 +260,7 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     from trainer.engine.ds_config import read_ds_config
     from trainer.engine.faults import parse_faults
     from trainer.engine.requests import parse_limit, refuse_stop_file
+    from trainer.engine.watchdog import death
     from trainer.stage_stream import open_datasets
 
     stage.accumulation(args.nproc)
@@ -276,7 +278,7 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
         parse_limit(args.time_limit)
         argv += ["--time-limit", args.time_limit]
     try:
-        launch(argv, args.nproc)
+        launch(argv, args.nproc, partial(death, stage_dir))
     except FoveaError as e:
         note_end(stage_dir, os.getpid(), e.exit_code)
         raise
@@ -295,14 +297,18 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> N
     quiet_libraries()
     from trainer.distributed import end_rank, init_world, lost_peers_are_transient
     from trainer.engine.oversight import owned
+    from trainer.engine.watchdog import UNWATCHED_S
     from trainer.loop import train
     from trainer.models.freeze import describe
     from trainer.run import build_run
 
-    world = init_world()
+    world = init_world(stage.watchdog.collective_s, meet_s=UNWATCHED_S)
     trained, faults = _trained(recipe, stage, world.size), parse_faults(args.faults)
     try:
-        with lost_peers_are_transient(world), owned(world, stage_dir, trained, requests, faults) as oversight:
+        with (
+            lost_peers_are_transient(world),
+            owned(world, stage_dir, trained, requests, faults, stage.watchdog) as oversight,
+        ):
             run = build_run(recipe, stage, args.run, world, accept_changed_data=args.accept_changed_data)
             if world.is_main:
                 start = run.state.step

@@ -22,6 +22,7 @@ from data_pipeline.errors import ConfigError, nearest
 from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.engine.guard import Guard
+from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.config import HELDOUT, Evaluation, Suite
 from trainer.evaluation.thresholds import Threshold
 from trainer.models.config import Model
@@ -154,6 +155,7 @@ class Stage(_Part):
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = Field(1.0, gt=0, description="largest norm of the global gradient")
     guard: Guard = Field(Guard(), description="what becomes of bad steps")
+    watchdog: Watchdog = Field(Watchdog(), description="when a rank hangs, and when it is slow")
     activation_checkpointing: bool | dict[Recomputed, PositiveInt] = Field(
         True, description="recompute layers in the backward pass: all, none, or module -> every n-th layer"
     )

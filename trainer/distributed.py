@@ -5,7 +5,8 @@ Every function below that names "all ranks" is a collective: each rank must reac
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,8 +31,11 @@ class World:
         return self.rank == 0
 
 
-def init_world(timeout_s: float = 600.0) -> World:
-    """Join the ranks that the environment describes (all ranks); alone where it describes none."""
+def init_world(timeout_s: float = 600.0, meet_s: float | None = None) -> World:
+    """Join the ranks that the environment describes (all ranks); alone where it describes none.
+
+    Collectives break after `timeout_s`. `meet_s`: so long ranks may wait for one another here (the same).
+    """
     rank = int(os.environ.get("RANK", 0))
     size = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -42,8 +46,12 @@ def init_world(timeout_s: float = 600.0) -> World:
         os.environ.setdefault(key, value)
     if not dist.is_initialized():
         dist.init_process_group(
-            "nccl" if on_gpu else "gloo", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+            "nccl" if on_gpu else "gloo",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=meet_s or timeout_s),
         )
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
     return World(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
 
 
@@ -68,6 +76,28 @@ def all_sum_exactly(world: World, values: Sequence[int]) -> list[int]:
     if world.size > 1:
         dist.all_reduce(tensor)
     return [v % 2**64 for v in tensor.tolist()]
+
+
+@contextmanager
+def noting_waits(note: Callable[[bool], None]) -> Iterator[None]:
+    """`note(True)` before and `note(False)` after each time that this thread waits for a collective: those of
+    DeepSpeed too, which no argument of ours reaches. Under NCCL only the host's own waiting counts."""
+    wait, here = dist.Work.wait, threading.get_ident()
+
+    def noted(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            return wait(work, *args, **kwargs)
+        note(True)
+        try:
+            return wait(work, *args, **kwargs)
+        finally:
+            note(False)
+
+    dist.Work.wait = noted
+    try:
+        yield
+    finally:
+        dist.Work.wait = wait
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def train(run: Run, oversight: Oversight | None = None) -> None:
     Where `oversight` asks to stop, what is not saved yet is saved, and the error that says so is raised.
     """
     oversight = oversight or Oversight()
+    oversight.follow(run.engine.module)
     try:
         _steps(run, oversight)
     finally:
@@ -45,6 +46,7 @@ def _steps(run: Run, oversight: Oversight) -> None:
             at = f"after step {step} of {stage.steps}, which is saved" if step else "before its first step"
             raise request.error(f"stage '{stage.name}' stopped {at}") from None
         if metrics.get("guard") == "rewind":
+            oversight.enter("checkpoint", run.state.step)
             rewind(run)
             saved = run.state.step
             continue
@@ -53,6 +55,7 @@ def _steps(run: Run, oversight: Oversight) -> None:
         metrics |= run.figures.speed(metrics)
         for sink in run.sinks:
             sink.write(metrics)
+        oversight.compare(run.world, run.state.step, run.stage_dir, stage.watchdog)
         due = run.state.step // stage.checkpoint_every > saved // stage.checkpoint_every
         # Not amid bad steps: the weights before them may be what is bad.
         if (due and not run.state.guard.rung) or run.state.step == stage.steps:
@@ -88,7 +91,10 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
     )
     set_lr(engine, lr)
 
+    oversight.enter("data", step + 1)
     batches = oversight.batches(run.stream)
+    oversight.hold(batches)
+    oversight.enter("communication", step + 1)
     counts = [(b.target_tokens, int((b.document_ids > 0).sum()), len(b.grids)) for b in batches]
     sums = [sum(c) for c in zip((0, 0, 0), *counts, strict=True)]
     targets, tokens, images, *votes = all_sum(world, *sums, *oversight.votes())
@@ -103,17 +109,22 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
     # Whatever is random in a step depends on its number alone, so a resumed run draws the same.
     torch.manual_seed((run.recipe.seed * 1_000_003 + step) * 65_537 + world.rank)
     for i, batch in enumerate(batches):
+        oversight.enter("forward", step + 1)
         batch = batch.to(world.device)
         routing.begin(batch)
         loss = engine(batch)
+        oversight.enter("backward", step + 1)
         engine.backward(loss * scale + routing.loss() * beside)
         total += loss.detach()
         run.figures.add(batches[i], run.stream.rows[i], engine.module.target_losses)
         if i + 1 < len(batches):
             engine.step()
-    loss_sum, *routed = all_sum(world, float(total), *routing.sums())
-    mean_loss = loss_sum / max(1.0, targets)
+    own_loss = float(total)  # here the host waits for the device
     oversight.strike(world, step + 1)
+    oversight.enter("communication", step + 1)
+    loss_sum, data_s, comm_s, *routed = all_sum(world, own_loss, *oversight.pace.waits(), *routing.sums())
+    mean_loss = loss_sum / max(1.0, targets)
+    oversight.enter("update", step + 1)
     run.gradients.check(world)  # of the first step; later ones are not watched
     norm, refused = update(run, mean_loss)
 
@@ -137,6 +148,9 @@ def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:
         "images": int(images),
         **routing.figures(routed, tokens),
         **run.figures.of_step(tokens, images),
+        # Of a rank, on average, since this point of the step before.
+        "data_wait_s": data_s / world.size,
+        "comm_wait_s": comm_s / world.size,
         "fill": run.stream.fill,
         "token_imbalance": of_tokens,
         "patch_imbalance": of_patches,

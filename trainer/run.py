@@ -48,7 +48,7 @@ from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
-NOT_COMPARED = {"guard", "checkpoint_every", "keep_checkpoints", "gate", "compile", "kernels"}
+NOT_COMPARED = {"guard", "watchdog", "checkpoint_every", "keep_checkpoints", "gate", "compile", "kernels"}
 """Stage fields that may change between a checkpoint and its resume."""
 
 ORIGIN = "origin.json"

@@ -1,6 +1,7 @@
 """The stream of training batches: plan the global batch, make this rank's rows in worker processes, ahead."""
 
 import hashlib
+import socket
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from data_pipeline.stream.faults import BrokenSample, Fault, Faults, append_faul
 from data_pipeline.stream.fit import NOTES
 from data_pipeline.stream.making import Made, Maker
 from data_pipeline.stream.planner import Cursor, Plan, Planner
-from data_pipeline.stream.processes import forkserver
+from data_pipeline.stream.processes import WorkerMemory, forkserver
 from data_pipeline.stream.rendering import Rendering
 from data_pipeline.stream.rows import Row
 from data_pipeline.stream.shares import Shares
@@ -102,6 +103,7 @@ class Stream:
             "rendering": rendering.key,
             "mixture": {**shares.to_json(), "splitting": rendering.splitting},
         }
+        self._memory = WorkerMemory()
         self._ahead: Ahead[tuple[_Step, list[Made]]] | None = None
         self._faults = Faults()
         self._ledger = 0
@@ -235,11 +237,26 @@ class Stream:
         made = iter(loader)
         micro_batches = self._global_rows // (self._micro_rows * self._world_size)
         while True:
-            mine = list(islice(_watched(made), micro_batches))
+            mine = list(islice(self._watched(made), micro_batches))
             for m in mine:
                 if isinstance(m, FoveaError):
                     raise m
             yield planned.popleft(), mine
+
+    def _watched(self, made: Iterator[Made | FoveaError]) -> Iterator[Made | FoveaError]:
+        """A worker that dies is trouble of the machine, not of the data: what is wrong there is a value."""
+        try:
+            for m in made:
+                self._memory.look(getattr(made, "_workers", ()))
+                yield m
+        except (RuntimeError, OSError, EOFError) as e:
+            if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
+                raise
+            raise TransientError(
+                f"a data worker of rank {self._rank} on {socket.gethostname()} was ended from outside "
+                f"(out of memory?); the same command resumes.\n  {self._memory}. Fewer workers "
+                f"(data.workers) or less prefetching (data.prefetch_gib) need less memory.  [{e}]"
+            ) from None
 
     def _prefetch(self) -> int:
         """Micro-batches that each worker may have ready: as many of the largest as the bytes allow."""
@@ -277,19 +294,6 @@ class Stream:
         if self._skipped_file and (lines := list(faults)):
             self._skipped_file.parent.mkdir(parents=True, exist_ok=True)
             append_faults(self._skipped_file, lines, step=self.step + 1)
-
-
-def _watched(made: Iterator[Made | FoveaError]) -> Iterator[Made | FoveaError]:
-    """A worker that dies is trouble of the machine, not of the data: what is wrong with that, is a value."""
-    try:
-        yield from made
-    except (RuntimeError, OSError, EOFError) as e:
-        if isinstance(e, RuntimeError) and "DataLoader worker" not in str(e):
-            raise
-        raise TransientError(
-            "a data worker was ended from outside (out of memory?); the same command resumes.\n"
-            f"  Fewer workers (data.workers) or less prefetching (data.prefetch_gib) need less memory.  [{e}]"
-        ) from None
 
 
 def _imbalance(step: _Step) -> tuple[float, float]:

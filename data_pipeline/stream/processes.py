@@ -3,7 +3,12 @@
 import multiprocessing
 import multiprocessing.forkserver
 import signal
+import time
+from collections.abc import Iterable
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+
+import psutil
 
 REQUESTS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 """What a terminal or a batch system sends to all processes of a job. A run that was asked to stop still needs
@@ -23,6 +28,30 @@ def forkserver() -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+class WorkerMemory:
+    """What worker processes held when they were last looked at, for the day one of them is killed."""
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self._every_s, self._looked = every_s, -every_s
+        self._held: dict[int, tuple[BaseProcess, int]] = {}
+
+    def look(self, workers: Iterable[BaseProcess]) -> None:
+        if (now := time.monotonic()) - self._looked < self._every_s:
+            return
+        self._looked = now
+        for worker in workers:
+            if worker.pid is not None and worker.is_alive():
+                try:
+                    self._held[worker.pid] = worker, psutil.Process(worker.pid).memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+
+    def __str__(self) -> str:
+        gone = [(pid, rss) for pid, (worker, rss) in self._held.items() if not worker.is_alive()]
+        held = ", ".join(f"process {pid} held {rss / 2**30:.2f} GiB" for pid, rss in gone)
+        return f"{held} when last looked at" if gone else "What it held is not known"
 
 
 def end_on_request() -> None:

@@ -28,7 +28,9 @@ from data_pipeline.sample import SCHEMA
 from documentation import BLOCKS, ROOT, text_of
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
+from trainer.engine.faults import FACTORS, HANGS, KINDS, SLOW
 from trainer.engine.guard import Guard
+from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.config import Evaluation, Suite
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.tuning import Adapter, Tuning
@@ -55,7 +57,8 @@ def test_the_keys_of_a_stage_and_their_defaults():
         else:
             value = field.default
             if isinstance(value, BaseModel):
-                assert default == "[below](#bad-steps)"
+                below = {"guard": "bad-steps", "watchdog": "ranks-that-hang"}[key.strip("`")]
+                assert default == f"[below](#{below})"
                 continue
             shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             assert default.strip("`") in (shown, shown.lower(), shown.removesuffix(".0")), key
@@ -64,6 +67,16 @@ def test_the_keys_of_a_stage_and_their_defaults():
 def test_the_keys_of_a_guard_and_their_defaults():
     shown = {row[0].strip("`"): row[1] for row in rows("training.md", "Bad steps")}
     assert shown == {k: written(f.default) for k, f in Guard.model_fields.items()}
+
+
+def test_the_keys_of_a_watchdog_and_their_defaults():
+    shown = {row[0].strip("`"): row[1] for row in rows("training.md", "Ranks that hang")}
+    assert shown == {k: written(f.default) for k, f in Watchdog.model_fields.items()}
+
+
+def test_what_a_rehearsal_can_do_to_a_rank():
+    shown = set(re.findall(r"`(\w+)`", "".join(row[0] for row in rows("reliability.md", "Game days"))))
+    assert shown == {*KINDS, *HANGS, SLOW, *FACTORS}
 
 
 def test_the_keys_of_what_is_trained():

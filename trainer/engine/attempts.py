@@ -158,6 +158,11 @@ class Lease:
         return cls(path, attempt, beat_s)
 
     @property
+    def number(self) -> int:
+        """Of this attempt among those at the stage."""
+        return int(self._path.stem)
+
+    @property
     def lost(self) -> bool:
         """True once another attempt holds the stage, or the record was taken away."""
         try:

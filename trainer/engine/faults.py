@@ -1,9 +1,11 @@
 """Faults on purpose, for rehearsals: `--faults kill:1@7,term:0@9` kills rank 1 in step 7, and so on."""
 
+import ctypes
 import math
 import os
 import re
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +17,15 @@ KINDS = {
     "int": signal.SIGINT,
     "usr1": signal.SIGUSR1,
     "stop": signal.SIGSTOP,
+    "abort": signal.SIGABRT,
 }
 """What a rank does to itself: it sends itself this signal, between its gradients and its update."""
+
+HANGS = ("hang", "gil")
+"""There it sleeps for ever; `gil`: and keeps the interpreter's lock, so that no thread of it runs."""
+
+SLOW = "slow"
+"""From that step on each step's own work takes three times as long."""
 
 
 FACTORS = {"nan": math.nan, "spike": 1e5}
@@ -40,16 +49,24 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
         if match is None:
             raise ConfigError(f"--faults {word}: KIND:RANK@STEP is expected, as in kill:1@7.")
         kind = match.group(1)
-        if kind not in (kinds := (*KINDS, *FACTORS)):
+        if kind not in (kinds := (*KINDS, *HANGS, SLOW, *FACTORS)):
             raise ConfigError(f"--faults {word}: the kinds are {', '.join(kinds)}{nearest(kind, kinds)}.")
         faults.append(Fault(kind, int(match.group(2)), int(match.group(3))))
     return tuple(faults)
 
 
-def strike(faults: Sequence[Fault], rank: int, step: int) -> None:
-    """Do what was asked for this rank in this step."""
+def strike(faults: Sequence[Fault], rank: int, step: int, worked_s: float) -> None:
+    """Do what was asked for this rank in this step, in which its own work took `worked_s` so far."""
     for fault in faults:
-        if (fault.rank, fault.step) == (rank, step) and fault.kind in KINDS:
+        if fault.rank == rank and fault.kind == SLOW and fault.step <= step:
+            time.sleep(2 * worked_s)
+        if (fault.rank, fault.step) != (rank, step):
+            continue
+        if fault.kind in HANGS:
+            sleep = ctypes.PyDLL(None).sleep if fault.kind == "gil" else time.sleep
+            while True:
+                sleep(3600)
+        if fault.kind in KINDS:
             os.kill(os.getpid(), KINDS[fault.kind])
 
 

@@ -1,0 +1,203 @@
+"""Training on ranks of which one hangs, dies or is slow: the line, the code, the stacks, nothing left."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+WATCHED = ("stages.align.watchdog.floor_s=3", "stages.align.watchdog.first_s=40")
+STEP = 7
+
+
+@contextmanager
+def started(run_dir, *words, env=None):
+    """`fovea train`; afterwards nothing is left of it, and what was is in the list it gives."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.cli", "train", run_dir / "recipe.yaml", "--stage", "align",
+         "--run", run_dir, *map(str, words), *WATCHED],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for p in family(process.pid):
+            p.kill()
+        process.communicate()
+
+
+def family(pid):
+    try:
+        return [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def end(process, seconds=240):
+    output, _ = process.communicate(timeout=seconds)
+    assert "Traceback" not in output, output
+    return process.returncode, output
+
+
+def of_run(run_dir):
+    """Processes that have to do with it, those that prepare data included."""
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if str(run_dir) in p.environ().get("FOVEA_TEST_RUN", ""):
+                found.append(p)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def gone(run_dir, seconds=20):
+    deadline = time.monotonic() + seconds
+    while (left := of_run(run_dir)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not left
+
+
+def events(run_dir):
+    return [json.loads(line) for line in (run_dir / "align" / "events.jsonl").read_text().splitlines()]
+
+
+def stacks(run_dir, step=STEP):
+    directory = run_dir / "align" / "stacks" / f"step_{step}"
+    return {p.name: p.read_text() for p in directory.iterdir()}
+
+
+def seconds_of(run_dir, last, event):
+    """From the end of the last step that was logged to the event."""
+    lines = (run_dir / "align" / "metrics.jsonl").read_text().splitlines()
+    (logged,) = [m["time"] for m in map(json.loads, lines) if m["step"] == last]
+    return event["time"] - logged
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["stop", "gil"])
+def test_a_rank_that_hangs_ends_the_run_within_its_limit(run_dir, kind):
+    with started(
+        run_dir, "--nproc", 2, "--faults", f"{kind}:1@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}
+    ) as process:
+        code, output = end(process)
+        assert gone(run_dir)
+    assert code == 75, output
+    (event,) = [e for e in events(run_dir) if e["event"] == "hang"]
+    assert (event["rank"], event["phase"], event["step"]) == (1, "backward", STEP)
+    assert len(event["samples"]) > 0
+    assert output.count(f"fovea: rank 1 on {event['host']} stood still in backward of step {STEP}") == 1
+    assert event["samples"][0] in output
+    assert ("stopped (state T)" in output) == (kind == "stop")
+    assert seconds_of(run_dir, STEP - 1, event) < 30
+    left = stacks(run_dir)
+    assert sorted(left) == ["rank_0.txt", "rank_1.txt"]
+    assert "in all_reduce" in left["rank_0.txt"]
+    assert ("stopped (state T)" if kind == "stop" else "in strike") in left["rank_1.txt"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("kind", "how"), [("kill:0", "SIGKILL"), ("abort:1", "SIGABRT")])
+def test_a_rank_that_dies_is_named_with_its_place(run_dir, kind, how):
+    rank = int(kind[-1])
+    with started(
+        run_dir, "--nproc", 2, "--faults", f"{kind}@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}
+    ) as process:
+        code, output = end(process)
+        assert gone(run_dir)
+    assert code == 75, output
+    (event,) = [e for e in events(run_dir) if e["event"] == "death"]
+    assert (event["rank"], event["signal"], event["step"]) == (rank, how, STEP)
+    assert f"fovea: rank {rank} was ended by {how} on {event['host']} in backward of step {STEP}" in output
+    left = stacks(run_dir)
+    assert sorted(left) == ["rank_0.txt", "rank_1.txt"]
+    if how == "SIGABRT":
+        assert "Fatal Python error: Aborted" in left["rank_1.txt"]
+        assert "in strike" in left["rank_1.txt"]
+    lines = (run_dir / "align" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, STEP))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ranks_without_a_launcher_end_by_themselves_where_one_hangs_for_want_of_data(run_dir):
+    """As under srun or torchrun: nobody sees them all. What prepares rank 1's data stands still."""
+    marked = {"FOVEA_TEST_RUN": str(run_dir), "WORLD_SIZE": "2", "MASTER_PORT": str(free_port())}
+    words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
+    file = run_dir / "align" / "metrics.jsonl"
+    with (
+        started(run_dir, *words, env={**marked, "RANK": "0", "LOCAL_RANK": "0"}) as zero,
+        started(run_dir, *words, env={**marked, "RANK": "1", "LOCAL_RANK": "1"}) as one,
+    ):
+        until(lambda: file.exists() and file.read_text().count("\n") > 4)
+        for p in family(one.pid)[:-1]:
+            p.send_signal(signal.SIGSTOP)
+        ended = [end(p) for p in (zero, one)]
+        assert gone(run_dir)
+    output = "".join(text for _, text in ended)
+    assert [code for code, _ in ended] == [75, 75], output
+    (event,) = [e for e in events(run_dir) if e["event"] == "hang"]
+    assert (event["rank"], event["phase"]) == (1, "data")
+    assert output.count("stood still in data") == 1
+    left = stacks(run_dir, event["step"])
+    assert "in batches" in left["rank_1.txt"]
+    assert "in all_reduce" in left["rank_0.txt"]
+
+
+def until(met, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost_rank(run_dir):
+    words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
+    file = run_dir / "align" / "metrics.jsonl"
+    with started(run_dir, "--nproc", 2, *words, env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
+        until(lambda: file.exists() and file.read_text().count("\n") > 4)
+        (one,) = [p for p in psutil.Process(process.pid).children() if p.environ()["RANK"] == "1"]
+        server = next(p for p in one.children() if "forkserver" in " ".join(p.cmdline()))
+        (worker,) = server.children()
+        worker.kill()
+        code, output = end(process)
+        assert gone(run_dir)
+    assert code == 75, output
+    assert "a data worker of rank 1 on" in output
+    held = re.search(rf"process {worker.pid} held (\d+\.\d+) GiB", output)
+    assert 0.01 < float(held.group(1)) < 2, output
+    assert "lost its connection" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_slow_rank_is_named_with_its_cause_and_the_run_goes_on(run_dir):
+    words = ("stages.align.watchdog.straggler_steps=6", "--faults", "slow:1@1")
+    with started(run_dir, "--nproc", 2, *words) as process:
+        code, output = end(process)
+    assert code == 0, output
+    found = [e for e in events(run_dir) if e["event"] == "straggler"]
+    assert [e["step"] for e in found] == [6, 12]
+    assert {(e["rank"], e["cause"]) for e in found} == {(1, "forward and backward")}
+    assert all(e["own_s"] > 1.5 * e["others_s"] for e in found)
+    assert output.count("rank 1 on") == output.count("is slow:") == 2
+    waits = [json.loads(line) for line in (run_dir / "align" / "metrics.jsonl").read_text().splitlines()]
+    assert all(m["comm_wait_s"] > 0 and m["data_wait_s"] >= 0 for m in waits)
