@@ -39,7 +39,9 @@ case $CONTAINER in
 esac
 
 # `fovea ...` once, on the first node of the job.
-fovea_once() { "${LAUNCH[@]}" --overlap --nodes=1 --ntasks=1 "${INSIDE[@]}" fovea "$@"; }
+fovea_once() {
+  "${LAUNCH[@]}" --overlap --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" "${INSIDE[@]}" fovea "$@"
+}
 
 # `fovea ...` as every rank of the job. Each task finds its rank and where they meet by itself (trainer/slurm.py).
 fovea_ranks() {

@@ -63,8 +63,10 @@ def finished(recipe: Recipe, stage: Stage, run_dir: Path) -> checkpoint.Checkpoi
     differ = changes(found.fingerprints, ours)
     origin = run_dir / stage.name / ORIGIN
     if stage.init_from != "backbones" and origin.is_file():
-        before, _ = checkpoint.newest(run_dir / stage.init_from)
-        if json.loads(origin.read_text(encoding="utf-8"))["checkpoint"] != (before and digest_of(before)):
+        before = recipe.stage(stage.init_from)
+        last = checkpoint.directory_of(run_dir / before.name, before.steps) / checkpoint.COMPLETE
+        now = sha256_file(last) if last.is_file() else None
+        if json.loads(origin.read_text(encoding="utf-8"))["checkpoint"] != now:
             differ.append(f"init_from: another checkpoint of '{stage.init_from}' than there is now")
     if differ:
         raise ConfigError(

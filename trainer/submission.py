@@ -10,7 +10,7 @@ from data_pipeline.errors import PreflightError, TransientError
 from trainer.chain import Job, Settings, jobs_of
 from trainer.config import Recipe
 from trainer.engine.attempts import Attempt, refuse_held
-from trainer.run import finished_checkpoint
+from trainer.engine.checkpoint import Checkpoint
 from trainer.standing import finished, is_evaluated, owner, refuse_below_gate, refuse_without_sources
 
 
@@ -43,30 +43,41 @@ def advance(recipe: Recipe, settings: Settings, queue: Queue, env: Mapping[str, 
     if not settings.data_recipe:
         refuse_without_sources(recipe, settings.run)
     numbers: dict[Job, str] = {}
+    found: dict[str, Checkpoint | None] = {}
     for job in jobs_of(recipe, settings):
-        if is_done(job, recipe, settings.run):
+        if job.kind == "train":
+            found[job.stage] = _finished(recipe, job.stage, settings.run)
+        if _is_done(job, recipe, settings.run, found.get(job.stage)):
             yield f"{job.name:<20}done"
             continue
         number = queue.by_name.get(settings.job_name(job)) or _held(job, settings.run, queue)
         if number:
             yield f"{job.name:<20}job {number} is there"
         else:
-            _refuse_below_gates(job, recipe, settings.run, numbers)
+            for need in job.needs:
+                if need.kind == "evaluate" and need not in numbers and (before := found[need.stage]):
+                    refuse_below_gate(recipe.stage(need.stage), settings.run, before)
             after = [numbers[n] for n in job.needs if n in numbers]
             number = submit(job, settings, after, env)
             yield f"{job.name:<20}job {number} submitted{', after ' + ', '.join(after) if after else ''}"
         numbers[job] = number
 
 
-def is_done(job: Job, recipe: Recipe, run: Path) -> bool:
-    """By what stands in the run directory, verified."""
-    if job.kind == "curate":
-        return all((run / d / "manifest.json").is_file() for d in recipe.data.datasets)
-    if not (run / job.stage / "checkpoints").is_dir():
-        return False
-    stage = recipe.stage(job.stage)
-    found = finished(recipe, stage, run)
-    return found is not None and (job.kind == "train" or is_evaluated(stage, run, found))
+def _finished(recipe: Recipe, stage: str, run: Path) -> Checkpoint | None:
+    """Without a dataset there is no fingerprint: a stage that never saved is asked for none."""
+    begun = (run / stage / "checkpoints").is_dir()
+    return finished(recipe, recipe.stage(stage), run) if begun else None
+
+
+def _is_done(job: Job, recipe: Recipe, run: Path, found: Checkpoint | None) -> bool:
+    """By what stands in the run directory. `found`: the verified last checkpoint of the job's stage."""
+    match job.kind:
+        case "curate":
+            return all((run / d / "manifest.json").is_file() for d in recipe.data.datasets)
+        case "train":
+            return found is not None
+        case "evaluate":
+            return found is not None and is_evaluated(recipe.stage(job.stage), run, found)
 
 
 def _held(job: Job, run: Path, queue: Queue) -> str | None:
@@ -76,14 +87,6 @@ def _held(job: Job, run: Path, queue: Queue) -> str | None:
     if attempt and not attempt.job:
         refuse_held(run / job.stage, Attempt.here(recipe=""))
     return attempt.job if attempt and queue.has(attempt.job) else None
-
-
-def _refuse_below_gates(job: Job, recipe: Recipe, run: Path, numbers: Mapping[Job, str]) -> None:
-    """Of the evaluations that it needs and that are done."""
-    for need in job.needs:
-        if need.kind == "evaluate" and need not in numbers:
-            stage = recipe.stage(need.stage)
-            refuse_below_gate(stage, run, finished_checkpoint(recipe, run, stage.name))
 
 
 def submit(job: Job, settings: Settings, after: Sequence[str], env: Mapping[str, str]) -> str:

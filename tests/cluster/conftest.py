@@ -41,7 +41,9 @@ stages:
   - {name: pretrain, init_from: align, mixture: {scenes_alt: 1, scenes_dense: 2}, steps: 3}
   - {name: instruct, init_from: pretrain, mixture: {scenes_qa: 3, scenes_text: 1}, steps: 3}
   - {name: adapt, init_from: instruct, mixture: {scenes_qa: 1}, steps: 3}
-evaluation: {captions: 2, questions: 4, documents: 4, batch: 4, max_new_tokens: 4}
+evaluation:
+  {captions: 2, questions: 4, documents: 4, batch: 4, max_new_tokens: 4,
+   suites: {quick: {tasks: [scenes], data: ., limit: 4}}}
 """
 
 
@@ -50,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == Path(__file__).parent and "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.timeout(400))
+            item.add_marker(pytest.mark.timeout(900))
 
 
 def environment(**more: object) -> dict[str, str]:
@@ -95,7 +97,7 @@ class Cluster:
         shown = self.command("scontrol", "show", "job", "--oneliner", job).stdout
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
-    def wait(self, job: str, *states: str, seconds: float = 150) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Until the job is in one of the states, by default until it is over."""
         states = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         deadline = time.monotonic() + seconds
@@ -108,7 +110,7 @@ class Cluster:
         file = self.logs / f"{job}.out"
         return file.read_text() if file.exists() else ""
 
-    def said(self, job: str, text: str, seconds: float = 90) -> None:
+    def said(self, job: str, text: str, seconds: float = 180) -> None:
         """Wait until the job's output holds the text."""
         deadline = time.monotonic() + seconds
         while text not in self.output(job):

@@ -45,7 +45,7 @@ def test_a_chain_stops_at_a_gate_says_why_and_goes_on_where_it_stopped(cluster, 
     again = chain(TOO_HIGH)
     assert jobs(again) == first  # found by their names; none is submitted
     assert "submitted" not in again.stdout
-    assert cluster.wait(first["evaluate pretrain"], seconds=240)["ExitCode"] == "3:0"
+    assert cluster.wait(first["evaluate pretrain"])["ExitCode"] == "3:0"
     why = said_by(run_dir, cluster, first["evaluate pretrain"])
     assert "stage 'pretrain' does not reach its gate at step 3:" in why
     assert re.search(r"vqa.accuracy: [\d.]+, needs at least 2", why)
@@ -61,7 +61,7 @@ def test_a_chain_stops_at_a_gate_says_why_and_goes_on_where_it_stopped(cluster, 
     second = jobs(chain(IN_REACH))
     assert list(second) == ["instruct", "evaluate instruct", "adapt", "evaluate adapt"]
     for name, job in second.items():
-        assert cluster.wait(job, seconds=240)["JobState"] == "COMPLETED", (name, cluster.job(job))
+        assert cluster.wait(job)["JobState"] == "COMPLETED", (name, cluster.job(job))
     for stage in STAGES:
         found, rejected = checkpoint.newest(run_dir / stage)
         assert (found.world_size, rejected) == (2, [])

@@ -1,6 +1,7 @@
 """`sbatch slurm/stageN.sh` on a real Slurm: what the scheduler and the run directory hold afterwards."""
 
 import json
+import re
 import time
 
 import pytest
@@ -54,6 +55,13 @@ def test_a_job_told_that_its_time_is_up_saves_is_queued_again_and_trains_as_if_n
     assert (shown["JobState"], shown["ExitCode"]) == ("FAILED", "3:0")
     assert f"{run_dir / 'align'} is in use by job {first}, process " in cluster.output(second)
 
+    # A chain takes the job that trains the stage, whatever its name, for its own.
+    said = cluster.command("fovea", "chain", env["RECIPE"], "--run", run_dir, OMP_NUM_THREADS=1).stdout
+    assert re.search(rf"^align +job {first} is there$", said, re.MULTILINE)
+    others = re.findall(r"job (\d+) submitted(.*)", said)
+    assert (len(others), others[1][1]) == (7, f", after {first}")
+    cluster.command("scancel", *(number for number, _ in others))
+
     cluster.command("scancel", "--signal=USR1", first)
     cluster.command("scancel", "--signal=CONT", first)
     cluster.said(first, "code 75")
@@ -97,7 +105,7 @@ def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster, run_dir, env,
     last = cluster.command("scontrol", "show", "hostnames", nodes).stdout.split()[-1]
     cluster.node("kill", last)
     try:
-        cluster.wait(job, "PENDING", "REQUEUED", seconds=90)
+        cluster.wait(job, "PENDING", "REQUEUED", seconds=120)
         while (state := cluster.job(job)["JobState"]) != "COMPLETED":
             assert state in ("PENDING", "REQUEUED", "RUNNING", "CONFIGURING", "COMPLETING"), cluster.output(
                 job
