@@ -1,6 +1,7 @@
 """What a bad step leaves behind: `STAGE/incidents/step_000123/` with its numbers, its samples, its rows.
 
-incident.json  what was bad, what was done, gradient norms by module, samples with source and address
+incident.json  what was bad, what was done, gradient norms by module, samples with source, address, text and
+               small pictures
 rows.html      the packed rows: pictures, decoded text, targets, mask
 """
 
@@ -18,6 +19,7 @@ from trainer.config import Recipe, Stage
 from trainer.engine.guard import Action, Bad
 from trainer.explain import explain
 from trainer.preview import preview
+from trainer.thumbnails import with_content
 
 ROWS = 16
 """Rows on the page, at most."""
@@ -66,7 +68,7 @@ def write_incident(
         if directory.exists() or sum(1 for _ in directory.parent.glob("step_*")) < PAGES:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(directory / "incident.json", plain(about))
-            entries = explain(recipe, stage, run_dir, step, ranks).to_json()["entries"]
+            entries = with_content(recipe, run_dir, explain(recipe, stage, run_dir, step, ranks).entries)
             write_json(directory / "incident.json", plain({**about, "samples": entries}))
             # As one rank would get them: all rows of the batch, not those of rank 0 alone.
             preview(recipe, stage, run_dir, directory / "rows.html", step=step, rows=ROWS)

@@ -237,6 +237,91 @@ def test_the_page_calls_nothing_outside_itself(page):
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
 
 
+def write_incident(run: Path, step: int, **changes) -> None:
+    directory = run / "align" / "incidents" / f"step_{step:06d}"
+    directory.mkdir(parents=True)
+    sample = {
+        "id": HOSTILE,
+        "source": "scenes",
+        "rank": 1,
+        "tokens": 24,
+        "url": "https://example.org/a?b=1&c=2",
+        "text": HOSTILE,
+        "thumbnails": [picture(step), "https://example.org/tracker.png", 3],
+    }
+    about = {
+        "step": step,
+        "reason": "the gradient norm is inf",
+        "action": "skip",
+        "loss": 6.1,
+        "grad_norm_by_module": {"connector": "nan", "language": 2.0},
+        "time": 1e9 + step,
+        "samples": [sample, "no sample"],
+    }
+    (directory / "incident.json").write_text(json.dumps(about | changes))
+
+
+def rendered(run: Path) -> str:
+    write_report(run, run / "report.html")
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_incident_is_shown_with_its_samples_and_all_of_it_is_escaped(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_incident(run, 7)
+    write_incident(run, 9, reason=HOSTILE, samples="none", grad_norm_by_module=3)
+    html = rendered(run)
+    section = html[html.index('id="incidents"') :]
+    section = section[: section.index("</section>")]
+    assert "align, step 7: the gradient norm is inf" in section
+    assert section.index("step 9") < section.index("step 7")  # the newest first
+    assert section.count("<img") == 1
+    assert picture(7) in section
+    assert "tracker.png" not in section
+    assert "connector nan, language 2" in section
+    assert "<script" not in html
+    assert section.count("&lt;script&gt;") == 4  # a reason; an id, beside its picture and in its text; a text
+    assert rendered(make_run(tmp_path / "other")).count('id="incidents"') == 0
+
+
+def test_of_many_incidents_the_last_ones_are_shown_and_all_are_counted(tmp_path):
+    run = make_run(tmp_path / "run")
+    for step in range(1, 15):
+        write_incident(run, step)
+    html = rendered(run)
+    assert "The last 12 of 14" in html
+    assert "step 2:" not in html
+    assert "step 3:" in html
+
+
+def test_losses_by_source_norms_by_module_and_mfu_are_drawn(tmp_path):
+    run = make_run(tmp_path / "run")
+    path = run / "align" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for m in lines:
+        m |= {"loss/scenes": 1.0 / m["step"], "loss/pages": 2.0, "mfu": 0.4, "host_memory_gib": 1.0}
+        m |= {"grad_norm/connector": 1.0} if m["step"] % 10 == 0 else {}
+    path.write_text("".join(json.dumps(m) + "\n" for m in lines))
+    html = rendered(run)
+    for title in ("Loss by source, align", "Gradient norm by module, align", "Model FLOPs utilisation"):
+        assert f"<h3>{title}</h3>" in html
+    chart = html[html.index("Loss by source, align") :]
+    assert chart.index("pages") < chart.index("scenes") < chart.index("</div>")
+
+
+def test_the_bar_of_the_wall_time_adds_up(tmp_path):
+    run = make_run(tmp_path / "run")
+    start = {"event": "start", "time": 1.7e9 - 1, "began": 1.7e9 - 60, "step": 0, "before": None}
+    (run / "align" / "timeline.jsonl").write_text(json.dumps(start) + "\n")
+    html = rendered(run)
+    section = html[html.index("Where the time went") :]
+    section = section[: section.index("</section>")]
+    widths = [float(w) for w in re.findall(r'class="part-\w+" style="width: ([\d.]+)%', section)]
+    assert len(widths) >= 3
+    assert sum(widths) == pytest.approx(100, abs=0.01)
+    assert section.count('class="row"') == 1  # of the stage that has a timeline
+
+
 def test_right_and_wrong_are_words_not_only_colours(page):
     assert page.count("✓ right") == 9
     assert page.count("✗ wrong") == 3

@@ -13,6 +13,7 @@ import yaml
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, read_manifest
+from trainer.observe.goodput import Goodput, goodput_of
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times as fast, where it is built
 
@@ -35,6 +36,8 @@ class StageRecord:
     spec: dict[str, Any]
     steps: list[dict[str, Any]]
     evaluations: list[Evaluated]
+    goodput: Goodput | None = None
+    incidents: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +94,22 @@ def _stages(directory: Path, recipe: dict[str, Any], faults: list[str]) -> list[
     found = {p.parent.name for p in directory.glob("*/metrics.jsonl")}
     found |= {p.parent.name for p in directory.glob("*/eval") if p.is_dir()}
     return [
-        StageRecord(
-            name,
-            specs.get(name, {}),
-            _metrics(directory / name / "metrics.jsonl", faults),
-            _evaluations(directory / name, faults),
-        )
+        _stage(directory / name, specs.get(name, {}), faults)
         for name in [*specs, *sorted(found - set(specs))]
     ]
+
+
+def _stage(directory: Path, spec: dict[str, Any], faults: list[str]) -> StageRecord:
+    steps = _metrics(directory / "metrics.jsonl", faults)
+    about = [_object(p, faults) for p in sorted((directory / "incidents").glob("step_*/incident.json"))]
+    return StageRecord(
+        directory.name,
+        spec,
+        steps,
+        _evaluations(directory, faults),
+        goodput_of(directory, steps),
+        [a for a in about if a],
+    )
 
 
 def _metrics(path: Path, faults: list[str]) -> list[dict[str, Any]]:
