@@ -43,7 +43,8 @@ from trainer.models.gradients import GradientCheck
 from trainer.models.kernels import fuse, liger_kernels
 from trainer.models.moe.experts import require_backend
 from trainer.models.regions import compile_regions
-from trainer.observe.sinks import JsonlSink, Screen, Sink, TensorBoardSink
+from trainer.observe.sinks import JsonlSink, Screen, Sink
+from trainer.observe.trackers import chosen, open_trackers
 from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
@@ -82,6 +83,7 @@ def build_run(
 
     With `accept_changed_data` a checkpoint may have been trained on other data than there is now.
     """
+    trackers = chosen(recipe.observe.trackers)
     torch.manual_seed(recipe.seed)
     if recipe.model.moe is not None:
         require_backend(recipe.model.moe.backend)
@@ -144,8 +146,8 @@ def build_run(
         write_json(stage_dir / "parameters.json", {"modules": [c.to_json() for c in parameters]})
         sinks.append(JsonlSink(stage_dir / "metrics.jsonl", resume_step=state.step))
         sinks.append(Screen(stage.name, state.step, stage.steps))
-        if TensorBoardSink.installed():
-            sinks.append(TensorBoardSink(stage_dir / "tensorboard"))
+        page = {"seed": recipe.seed, "model": fingerprints["model"], "stage": fingerprints["stage"]}
+        sinks.extend(open_trackers(trackers, stage_dir, recipe.name, page))
     barrier(world)
     return Run(
         recipe=recipe,

@@ -1,4 +1,6 @@
-"""What is measured, as the recipe's `observe:` says it. None of it changes what is trained."""
+"""What is measured and where it goes: the recipe's `observe:`. None of it changes what is trained."""
+
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -8,6 +10,9 @@ class Observe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = Field(
+        None, description="beside metrics.jsonl; none: TensorBoard where it is installed"
+    )
     norms_every: int = Field(100, ge=0, description="steps between two gradient norms by module; 0: never")
     peak_tflops: float | None = Field(
         None, gt=0, description="dense bf16 peak of one device, for MFU; none: by the device's name, if known"

@@ -1,6 +1,5 @@
-"""Where a step's numbers go: `metrics.jsonl` always, TensorBoard where installed, a line on the screen."""
+"""Where a step's numbers always go: `metrics.jsonl`, and a line on the screen."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -62,27 +61,6 @@ class JsonlSink:
 
     def close(self) -> None:
         self._file.close()
-
-
-class TensorBoardSink:
-    """Scalars for TensorBoard, where the package `tensorboard` is installed."""
-
-    def __init__(self, directory: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (optional package)
-
-        self._writer = SummaryWriter(str(directory))
-
-    @staticmethod
-    def installed() -> bool:
-        return importlib.util.find_spec("tensorboard") is not None
-
-    def write(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(name, value, int(metrics["step"]))
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class Screen:
