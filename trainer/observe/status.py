@@ -27,7 +27,7 @@ SILENT_S = 180.0
 RECENT = 200
 """Steps over which speed and remaining time are taken."""
 
-_READ = 8 << 20  # bytes of metrics.jsonl, from its end: thousands of steps, within the time of a glance
+_READ = 4 << 20  # bytes of metrics.jsonl, from its end: thousands of steps, within the time of a glance
 
 State = Literal["not begun", "starting", "running", "silent", "stopped", "done"]
 
