@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from trainer.engine.attempts import Attempt, attempts_dir
+
 WATCHED = ("stages.align.watchdog.floor_s=3", "stages.align.watchdog.first_s=40")
 STEP = 7
 
@@ -149,6 +151,8 @@ def test_ranks_without_a_launcher_end_by_themselves_where_one_hangs_for_want_of_
     (event,) = [e for e in events(run_dir) if e["event"] == "hang"]
     assert (event["rank"], event["phase"]) == (1, "data")
     assert output.count("stood still in data") == 1
+    (attempt,) = attempts_dir(run_dir / "align").glob("*.json")
+    assert Attempt.read(attempt).ended == 75
     left = stacks(run_dir, event["step"])
     assert "in batches" in left["rank_1.txt"]
     assert "in all_reduce" in left["rank_0.txt"]

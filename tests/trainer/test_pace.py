@@ -1,11 +1,41 @@
 """Where a rank's time goes, and which rank is called slow."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from ranks import on_ranks
+from trainer.distributed import noting_waits
 from trainer.engine import pace
 from trainer.engine.pace import OWN, Pace, straggler
+
+
+def noted(world):
+    """Seconds that this rank waited, by a collective of each kind; rank 1 comes later to each."""
+    mine, seconds = Pace(), []
+    mine.enter("forward")
+    tensor = torch.ones(2)
+    with noting_waits(mine.wait):
+        for collective in (
+            lambda: dist.all_reduce(tensor),
+            dist.barrier,
+            lambda: dist.all_gather_into_tensor(torch.empty(4), tensor, async_op=True).wait(),
+        ):
+            time.sleep(0.4 * world.rank)
+            collective()
+            seconds.append(mine.waits()[1])
+    dist.barrier()
+    return [*seconds, mine.waits()[1]]
+
+
+def test_a_rank_notes_its_waits_for_collectives_of_every_kind_and_none_outside():
+    early, late = on_ranks(noted)
+    assert all(s > 0.2 for s in early[:3])
+    assert all(s < 0.2 for s in late[:3])
+    assert early[3] == late[3] == 0
 
 
 def test_what_a_rank_waits_for_others_is_no_work_of_its_own(monkeypatch):

@@ -64,6 +64,9 @@ def at(rank, entered=5, moved=0, waiting=False, **more):
 )
 def test_a_rank_that_hangs_is_named_and_ends_the_others_with_every_stack_on_disk(tmp_path, what, state):
     began = time.monotonic()
+    stale = tmp_path / "stacks" / "step_3" / "rank_1.txt"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier attempt")
     with watched(tmp_path, "none", what, "none") as processes:
         said = [processes[r].communicate(timeout=60)[1] for r in (0, 2)]
         assert [processes[r].returncode for r in (0, 2)] == [75, 75], said
@@ -81,8 +84,10 @@ def test_a_rank_that_hangs_is_named_and_ends_the_others_with_every_stack_on_disk
     assert event["samples"] == ["sample-1-3-0", "sample-1-3-1", "sample-1-3-2"]
     assert f"rank 1 on {event['host']} stood still in forward (language.layers.1) of step 3" in event["line"]
     assert state in event["line"]
+    assert ("for 0 s" in event["line"]) == (what == "kill")  # nobody waits for a process that is gone
     assert str(tmp_path / "stacks" / "step_3") in event["line"]
     left = stacks(tmp_path)
+    assert "of an earlier attempt" not in left["rank_1.txt"]
     assert sorted(left) == ["rank_0.txt", "rank_1.txt", "rank_2.txt"]
     for rank in (0, 2):
         assert f"rank {rank} on {event['host']}: communication of step 3" in left[f"rank_{rank}.txt"]
