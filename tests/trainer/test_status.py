@@ -134,6 +134,13 @@ def test_incident_and_evaluations_are_shown_and_control_characters_spelt_out(tmp
     assert "\x1b" not in screen
 
 
+def test_the_death_of_a_rank_is_said_in_words(tmp_path):
+    run = begin(tmp_path)
+    event = {"event": "death", "rank": 1, "host": "node3", "phase": "backward", "module": "", "step": 7}
+    (run / "align" / "events.jsonl").write_text(json.dumps(event | {"signal": "SIGKILL"}) + "\n")
+    assert state(run).incident == "step 7: death: rank 1 on node3, backward, SIGKILL"
+
+
 def test_torn_and_foreign_files_of_a_run_raise_nothing(tmp_path):
     run = begin(tmp_path)
     for name in ("metrics.jsonl", "timeline.jsonl", "events.jsonl", "attempts/000002.json"):

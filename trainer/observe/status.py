@@ -29,6 +29,8 @@ RECENT = 200
 
 _READ = 4 << 20  # bytes of metrics.jsonl, from its end: thousands of steps, within the time of a glance
 
+_SAID = ("reason", "phase", "module", "cause", "signal")  # of an event, beside who and when
+
 State = Literal["not begun", "starting", "running", "silent", "stopped", "done"]
 
 
@@ -171,7 +173,9 @@ def _incident(stage_dir: Path) -> str | None:
         return None
     last = events[-1]
     at = f"step {last['step']}: " if isinstance(last.get("step"), int) else ""
-    what = next((str(last[k]) for k in ("reason", "what", "message") if last.get(k)), json.dumps(last))
+    who = f"rank {last['rank']} on {last.get('host') or 'this host'}" if "rank" in last else ""
+    known = (who, *(str(last[key]) for key in _SAID if last.get(key)))
+    what = ", ".join(filter(None, known)) or json.dumps(last)
     action = f"; {last['action']}" if last.get("action") else ""
     return f"{at}{last.get('event', 'event')}: {what.splitlines()[0]}{action}"
 
