@@ -1,8 +1,10 @@
 """The commands of docs/cluster.md, one block after another, as they are typed on a login node."""
 
+import json
 import shutil
 from pathlib import Path
 
+from data_pipeline.manifest import sha256_file
 from documentation import BLOCKS, ROOT
 from trainer.engine import checkpoint
 
@@ -38,8 +40,11 @@ def test_the_page_leads_from_the_login_node_to_the_report(cluster, run_dir, tmp_
     seen = typed(look)
     assert "pretrain: may begin, from align" in seen
     assert " 8/8 " in seen
-    typed(evaluate, SBATCH_WAIT=1)
-    assert (mine / "align" / "eval" / "step_000008" / "results.json").is_file()
+    typed(evaluate, SBATCH_WAIT=1, SUITE="heldout quick", RANKS_PER_NODE=2)
+    results = mine / "align" / "eval" / "step_000008"
+    assert (results / "results.json").is_file()
+    digest = sha256_file(found.path / checkpoint.COMPLETE)
+    assert json.loads((results / "scenes.json").read_text())["checkpoint"]["digest"] == digest
     assert (mine / "report.html").is_file()
 
     said = typed(chain)
