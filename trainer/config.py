@@ -164,6 +164,7 @@ class Stage(_Part):
     ds_config: str = Field("zero3", description="name in ds_configs/, or a path")
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
+    checkpoint_async: bool = Field(True, description="checkpoints are written while training goes on")
     gate: dict[str, Threshold] = Field({}, description="metric -> threshold, before a next stage may start")
 
     @field_validator("train")

@@ -4,11 +4,12 @@ import time
 
 import torch
 
+from data_pipeline.errors import NumericError
 from trainer.distributed import all_sum
-from trainer.engine import saving
 from trainer.engine.initialize import set_lr
 from trainer.engine.oversight import Oversight
 from trainer.engine.requests import Stopped
+from trainer.engine.saving import Saved, Saver
 from trainer.engine.schedule import lr_factor
 from trainer.engine.state import TrainState
 from trainer.guarded import remembered, rewind, update
@@ -24,14 +25,27 @@ def train(run: Run, oversight: Oversight | None = None) -> None:
     """
     oversight = oversight or Oversight()
     oversight.follow(run.engine.module)
+    saver = Saver(
+        run.engine,
+        run.stage_dir,
+        run.world,
+        keep=run.stage.keep_checkpoints,
+        frozen=run.frozen,
+        in_background=run.stage.checkpoint_async,
+        may_commit=lambda: oversight.owner,
+    )
     try:
-        _steps(run, oversight)
+        _steps(run, oversight, saver)
+    except NumericError:  # on all ranks
+        _finish(run, oversight, saver)
+        raise
     finally:
+        saver.abandon()
         for sink in run.sinks:
             sink.close()
 
 
-def _steps(run: Run, oversight: Oversight) -> None:
+def _steps(run: Run, oversight: Oversight, saver: Saver) -> None:
     stage = run.stage
     saved = run.state.step
     oversight.requests.begin()
@@ -41,15 +55,18 @@ def _steps(run: Run, oversight: Oversight) -> None:
             metrics = train_step(run, oversight)
         except Stopped as request:
             if run.state.step > saved:
-                _save(run, oversight)
+                _save(run, oversight, saver)
+            _finish(run, oversight, saver)
             step = run.state.step
             at = f"after step {step} of {stage.steps}, which is saved" if step else "before its first step"
             raise request.error(f"stage '{stage.name}' stopped {at}") from None
         if metrics.get("guard") == "rewind":
             oversight.enter("checkpoint", run.state.step)
+            _finish(run, oversight, saver)
             rewind(run)
             saved = run.state.step
             continue
+        metrics["checkpoint_stall_s"] = saver.stall()
         metrics["step_s"] = time.perf_counter() - began
         metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
         metrics |= run.figures.speed(metrics)
@@ -59,16 +76,30 @@ def _steps(run: Run, oversight: Oversight) -> None:
         due = run.state.step // stage.checkpoint_every > saved // stage.checkpoint_every
         # Not amid bad steps: the weights before them may be what is bad.
         if (due and not run.state.guard.rung) or run.state.step == stage.steps:
-            _save(run, oversight)
+            _save(run, oversight, saver)
             saved = run.state.step
+        else:
+            _there(oversight, saver.poll())
+    _finish(run, oversight, saver)
 
 
-def _save(run: Run, oversight: Oversight) -> None:
-    def save() -> None:
-        keep = run.stage.keep_checkpoints
-        saving.save(run.engine, run.stage_dir, run.state, run.fingerprints, run.world, keep)
+def _save(run: Run, oversight: Oversight, saver: Saver) -> None:
+    """Begin a checkpoint, once the one before is there (all ranks)."""
+    _finish(run, oversight, saver)
+    oversight.may_save(run.world, run.state.step)
+    saver.begin(run.state, run.fingerprints)
+    if not run.stage.checkpoint_async:
+        _finish(run, oversight, saver)
 
-    oversight.saving(run.world, run.state.step, save)
+
+def _finish(run: Run, oversight: Oversight, saver: Saver) -> None:
+    """Wait for the checkpoint that was begun, if any (all ranks); as long as it grows, nothing hangs."""
+    _there(oversight, saver.finish(lambda: oversight.enter("checkpoint", run.state.step)))
+
+
+def _there(oversight: Oversight, saved: Saved | None) -> None:
+    if saved is not None:
+        oversight.saved(saved.step, saved.seconds)
 
 
 def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:

@@ -49,7 +49,16 @@ from trainer.sizes import refuse_other_backbones
 from trainer.stage_stream import open_datasets, open_stream
 from trainer.start import load_parts, start, start_sharded
 
-NOT_COMPARED = {"guard", "watchdog", "checkpoint_every", "keep_checkpoints", "gate", "compile", "kernels"}
+NOT_COMPARED = {
+    "guard",
+    "watchdog",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "checkpoint_async",
+    "gate",
+    "compile",
+    "kernels",
+}
 """Stage fields that may change between a checkpoint and its resume."""
 
 ORIGIN = "origin.json"
@@ -74,6 +83,8 @@ class Run:
     gradients: GradientCheck
     figures: Figures
     sinks: list[Sink]
+    frozen: Path | None = None
+    """Where the frozen weights are saved already."""
 
 
 def build_run(
@@ -164,6 +175,7 @@ def build_run(
         gradients=GradientCheck(engine.module),
         figures=Figures(recipe, stage, engine.module, world),
         sinks=sinks,
+        frozen=found.frozen.path if found and found.frozen else None,
     )
 
 

@@ -223,8 +223,11 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 def _verified(path: Path, record: dict[str, Any]) -> Part:
     files: dict[str, dict[str, Any]] = record["files"]
-    with ThreadPoolExecutor(_HASHING) as threads:
-        list(threads.map(lambda name: _verify_file(path, name, files[name]), files))
+    try:
+        with ThreadPoolExecutor(_HASHING) as threads:
+            list(threads.map(lambda name: _verify_file(path, name, files[name]), files))
+    except OSError as e:
+        raise DataError(f"checkpoint {path} cannot be read: {e.strerror} ({e.filename}).") from None
     return Part(path=path, files=tuple(path / name for name in sorted(files)), tensors=record["tensors"])
 
 

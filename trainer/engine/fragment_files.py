@@ -11,7 +11,7 @@ what came back together is what was cut up.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,14 @@ _CHUNK = 1 << 20
 """Elements that are summed, and bytes that are written, at once: few enough for a processor's cache."""
 
 
-def write(path: Path, fragments: Mapping[str, tuple[int, torch.Tensor]]) -> dict[str, Any]:
+def write(
+    path: Path,
+    fragments: Mapping[str, tuple[int, torch.Tensor]],
+    wrote: Callable[[int], object] = lambda nbytes: None,
+) -> dict[str, Any]:
     """Key -> (where it begins, values in the host's memory, 1-D), into the file `path`; on disk on return.
 
+    `wrote` is told of each piece that was handed to the system, in bytes.
     Returns its `nbytes` and `sha256`, and of each fragment dtype, length and sums.
     """
     largest_first = sorted(fragments, key=lambda key: (-fragments[key][1].element_size(), key))
@@ -66,6 +71,7 @@ def write(path: Path, fragments: Mapping[str, tuple[int, torch.Tensor]]) -> dict
         for piece in (len(head).to_bytes(8, "little"), head, *data):
             sha.update(piece)
             nbytes += f.write(piece)
+            wrote(len(piece))
         f.flush()
         os.fsync(f.fileno())
     about = {

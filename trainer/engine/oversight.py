@@ -1,8 +1,7 @@
 """What a stage's training is subject to from outside: who owns it, who asks it to stop, who watches that it
 goes on, rehearsed faults."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,14 +113,19 @@ class Oversight:
             position = Position.read(page_of(stage_dir, found.rank))
             say(found, position.host if position else "", step, steps, stage_dir)
 
-    def saving(self, world: World, step: int, save: Callable[[], object]) -> None:
-        """Save, where the stage is still ours, and learn how long it takes (all ranks)."""
+    @property
+    def owner(self) -> bool:
+        """Whether the stage is still ours, as far as this rank has to know."""
+        return self.lease is None or not self.lease.lost
+
+    def may_save(self, world: World, step: int) -> None:
+        """Raises PreflightError where the stage has another owner (all ranks)."""
         self.enter("checkpoint", step)
-        (lost,) = all_sum(world, float(self.lease is not None and self.lease.lost))
+        (lost,) = all_sum(world, float(not self.owner))
         self.decide([lost, *[0.0] * len(REASONS)])
-        began = time.monotonic()
-        save()
-        seconds = time.monotonic() - began
+
+    def saved(self, step: int, seconds: float) -> None:
+        """A checkpoint is there, so long after it was begun."""
         self.requests.saved_in(seconds)
         if self.lease is not None:
             self.lease.saved(step, seconds)

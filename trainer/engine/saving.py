@@ -5,6 +5,7 @@ COMPLETE.json, and gives the directory its name. No thread takes part in a colle
 ranks tell one another between two steps.
 """
 
+import contextlib
 import errno
 import json
 import shutil
@@ -103,15 +104,18 @@ class Saver:
         self._stop = threading.Event()
         self._flight: tuple[_Job, Future[None]] | None = None
         self._stalled = 0.0
+        self._own_written = 0  # bytes since the start of the process; by the thread
+        self._written = 0.0  # those of all ranks, as far as they told
 
     def begin(self, state: TrainState, fingerprints: dict[str, Any]) -> None:
-        """The checkpoint of `state.step`, once the one before is there. Raises as `poll` does."""
-        self.finish()
+        """The checkpoint of `state.step`, where none is on its way. Raises as `poll` does."""
+        assert self._flight is None, "the one before is not there yet"
         began = time.monotonic()
         job = self._job(state, fingerprints, began)
         refused = self._prepare(job)
         (bad,) = all_sum(self._world, float(refused is not None))
         if bad:
+            self._sweep(job)
             raise self._error(job, refused)
         self._flight = job, self._thread.submit(self._write, job)
         self._stalled += time.monotonic() - began
@@ -127,7 +131,9 @@ class Saver:
         job, future = self._flight
         error = future.exception() if future.done() else None
         there = self._world.is_main and future.done() and error is None
-        bad, committed = all_sum(self._world, float(error is not None), float(there))
+        bad, committed, self._written = all_sum(
+            self._world, float(error is not None), float(there), float(self._own_written)
+        )
         if bad:
             self._discard(job, future)
             raise self._error(job, error)
@@ -137,14 +143,16 @@ class Saver:
         self._flight, self._has_frozen = None, True
         return Saved(step=job.state.step, nbytes=job.nbytes, seconds=time.monotonic() - job.began)
 
-    def finish(self) -> Saved | None:
-        """As `poll`, after waiting for it."""
+    def finish(self, grows: Callable[[], object] = lambda: None) -> Saved | None:
+        """As `poll`, after waiting for it. `grows` is called whenever a rank has written more of it."""
         while self._flight is not None:
-            began = time.monotonic()
+            began, written = time.monotonic(), self._written
             wait([self._flight[1]], timeout=_LOOK_S)
             self._stalled += time.monotonic() - began
             if saved := self.poll():
                 return saved
+            if self._written > written:
+                grows()
         return None
 
     def stall(self) -> float:
@@ -209,10 +217,13 @@ class Saver:
     def _write(self, job: _Job) -> None:
         rank = f"rank_{self._world.rank:05d}"
         for part, fragments in job.parts.items():
-            about = _patiently(fragment_files.write, part / f"{rank}.safetensors", fragments)
+            about = _patiently(fragment_files.write, part / f"{rank}.safetensors", fragments, self._wrote)
             _patiently(write_json, part / f"{rank}.json", about)
         if self._world.is_main:
             self._commit(job)
+
+    def _wrote(self, nbytes: int) -> None:
+        self._own_written += nbytes
 
     def _commit(self, job: _Job) -> None:
         *frozen, trained = job.parts
@@ -234,7 +245,8 @@ class Saver:
             "tensors": tensors,
         }
         _name(trained, job.final, record)
-        retain(job.final.parent, self._keep)
+        with contextlib.suppress(OSError):  # the checkpoint is there; what stays too long goes with the next
+            retain(job.final.parent, self._keep)
 
     def _commit_frozen(self, part: Path, job: _Job) -> str | None:
         """The name of its directory, which is that of its contents; none where nothing is frozen."""
@@ -273,6 +285,9 @@ class Saver:
         self._flight = None
         all_sum(self._world, 0.0)  # nobody writes any more
         self._stop.clear()
+        self._sweep(job)
+
+    def _sweep(self, job: _Job) -> None:
         if self._world.is_main:
             for part in job.parts:
                 shutil.rmtree(part, ignore_errors=True)
