@@ -15,6 +15,7 @@ from ranks import on_ranks
 from trainer.config import load_recipe
 from trainer.distributed import World, all_sum
 from trainer.engine import checkpoint, saving
+from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.initialize import initialize
 from trainer.engine.state import TrainState
 from trainer.export.consolidate import consolidate
@@ -183,3 +184,62 @@ def check(out: Path, cases: list[Case], sizes: list[int], steps: int) -> None:
 @pytest.mark.timeout(900)
 def test_two_ranks_then_four_then_one_keep_every_tensor_and_restarts_change_no_bit(tmp_path):
     check(tmp_path, CASES, [2, 4, 1], 9)
+
+
+CPU = {"device": "cpu"}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "optimizer in the host's memory": {"zero_optimization": {"stage": 2, "offload_optimizer": CPU}},
+    "all in the host's memory": {
+        "zero_optimization": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}
+    },
+    "hpZ": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}},
+    "bf16 states": {
+        "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+        "zero_optimization": {"stage": 3},
+    },
+    "fp16": {
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": True, "initial_scale_power": 10, "loss_scale_window": 2, "hysteresis": 1},
+        "zero_optimization": {"stage": 3},
+    },
+}
+
+
+def restarted(world: World, out: Path) -> dict[str, list[Any]]:
+    """For each of CONFIGS: losses, hashes, loss scale of an unbroken run, and of one that was restarted."""
+    done: dict[str, list[Any]] = {}
+    for name, own in CONFIGS.items():
+
+        def engine_from(seed: int, own: dict[str, Any] = own) -> Any:
+            model = plain_model(seed)
+            freeze(model, BEFORE)
+            config = merge_ds_config(
+                {"bf16": {"enabled": True}, **own},
+                micro_batch=2,
+                accumulation=2,
+                world_size=world.size,
+                clip=1.0,
+            )
+            groups = parameter_groups(model, BEFORE, lr=LR, weight_decay=0.1)
+            return initialize(model, groups, config, lr=LR, betas=(0.9, 0.95))
+
+        def rest(engine: Any) -> list[Any]:
+            losses = trained(world, engine, range(3, 6))
+            return [losses, hashes(engine), getattr(engine.optimizer, "loss_scale", None)]
+
+        first, other = engine_from(0), engine_from(1)
+        trained(world, first, range(3))
+        saving.save(first, out / name, TrainState(step=3), {}, world, keep=2)
+        checkpoint.load(other, checkpoint.newest_for_all(out / name, world)[0], world)
+        done[name] = [rest(first), rest(other)]
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_restart_changes_no_bit_with_offload_hpz_bf16_states_and_fp16(tmp_path):
+    for done in on_ranks(restarted, tmp_path, seconds=600):
+        assert done.keys() == CONFIGS.keys()
+        for name, (unbroken, broken) in done.items():
+            assert unbroken == broken, name
+        assert done["fp16"][0][2] != 2.0**10  # the scale has moved, and came back moved
