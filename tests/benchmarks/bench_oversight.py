@@ -1,6 +1,6 @@
 """What standing guard costs a step: the guard's verdict, the watchdog's marks and thread, the noted samples.
 
-    python tests/benchmarks/bench_oversight.py RUN --stage align
+    python tests/benchmarks/bench_oversight.py RUN --stage align [key=value ...]
 
 RUN holds a recipe, its data and its backbones (`fovea demo` makes one); it is copied. Two ranks train by
 turns of a few steps with all of it and without; each turn's seconds of the processors are compared with those
@@ -61,9 +61,11 @@ def bare(run: Run, steps: int) -> tuple[float, float]:
     return turn(run, Oversight(), steps)
 
 
-def compare(world: World, run_dir: str, stage_name: str, steps: int, turns: int) -> list[tuple[float, ...]]:
+def compare(
+    world: World, run_dir: str, stage_name: str, steps: int, turns: int, overrides: list[str]
+) -> list[tuple[float, ...]]:
     enough = f"stages.{stage_name}.steps={2 * steps * (turns + 1)}"
-    recipe = load_recipe(Path(run_dir) / "recipe.yaml", [enough])
+    recipe = load_recipe(Path(run_dir) / "recipe.yaml", [enough, *overrides])
     stage = recipe.stage(stage_name)
     run = build_run(recipe, stage, Path(run_dir), world)
     watch = Watch(stage.watchdog, run.stage_dir, attempt=1, rank=world.rank, ranks=world.size)
@@ -85,12 +87,14 @@ def main() -> None:
     parser.add_argument("--stage", default="align")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "run"
         shutil.copytree(args.run, copy, ignore=shutil.ignore_patterns(args.stage))
         ours = importlib.import_module("bench_oversight")  # ranks call functions of modules, not of scripts
-        found = on_ranks(ours.compare, str(copy), args.stage, args.steps, args.turns, seconds=1500)[0]
+        asked = (str(copy), args.stage, args.steps, args.turns, args.overrides)
+        found = on_ranks(ours.compare, *asked, seconds=1500)[0]
     print(
         json.dumps(
             {
