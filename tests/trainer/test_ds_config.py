@@ -206,6 +206,25 @@ def test_a_stage_trains_with_the_files_that_ship(run_dir, fovea, metrics):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_hpz_trains_a_stage_that_was_loaded_in_parts_as_without_it(run_dir, fovea, metrics):
+    file = run_dir / "mine.json"
+    page = json.loads(Path("ds_configs/zero3-hpz.json").read_text())
+    page["zero_optimization"]["zero_hpz_partition_size"] = 2
+    file.write_text(json.dumps(page))
+    losses = []
+    for config in (file, "zero3-large"):
+        done = fovea(
+            "train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 4,
+            "stages.align.micro_batch=1", "stages.align.steps=2", f"stages.align.ds_config={config}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        losses.append([m["loss"] for m in metrics(run_dir / "align")])
+        shutil.rmtree(run_dir / "align")
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refused where there is no GPU")
 def test_a_stage_ends_with_code_3_where_a_file_that_ships_cannot_run(run_dir, fovea):
     file = run_dir / "mine.json"

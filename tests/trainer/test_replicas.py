@@ -25,26 +25,17 @@ def other_buffer(run):
     next(b for b in run.engine.module.language.buffers() if b.is_floating_point()).mul_(1.001)
 
 
-def other_rate(run):
-    run.stage = run.stage.model_copy(update={"lr": 2 * run.stage.lr})
-
-
-def other_data(run):
+def other_facts(run):
+    run.stage = run.stage.model_copy(update={"lr": 3 * run.stage.lr})
     run.stream.state_dict = lambda: {"ledger": 0, "window": 0, "row": 77}
-
-
-def other_step(run):
     run.state = replace(run.state, step=run.state.step + 1)
 
 
 CASES = {
-    "ZeRO 0": ({"stage": 0}, nudge, "weights of language"),
-    "ZeRO 2": ({"stage": 2}, nudge, "weights of language"),
-    "ZeRO 3, kept whole": ({"stage": 3}, nudge, "weights of language"),
-    "buffer": ({"stage": 3, "stage3_param_persistence_threshold": 0}, other_buffer, "weights of language"),
-    "rate": ({"stage": 2}, other_rate, "learning rates"),
-    "data": ({"stage": 2}, other_data, "place in the data"),
-    "step": ({"stage": 2}, other_step, "step"),
+    "ZeRO 0": ({"stage": 0}, nudge, ["weights of language"]),
+    "ZeRO 3, kept whole": ({"stage": 3}, nudge, ["weights of language"]),
+    "buffer": ({"stage": 3, "stage3_param_persistence_threshold": 0}, other_buffer, ["weights of language"]),
+    "facts": ({"stage": 2}, other_facts, ["learning rates", "place in the data", "step"]),
 }
 
 
@@ -69,12 +60,15 @@ def all_drift(world, directory):
     return found, drift(world, "ZeRO 0", directory, check_every=None)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_rank_that_drifted_apart_is_named_and_all_stop_before_the_update(tmp_path):
-    for found, unwatched in on_ranks(all_drift, str(tmp_path), ranks=3):
+    for found, unwatched in on_ranks(all_drift, str(tmp_path), ranks=3, seconds=240):
         assert unwatched is None  # nothing else sees it
-        for case, (_, _, what) in CASES.items():
+        for case, (_, _, parts) in CASES.items():
             assert found[case] is not None, case
-            assert f"{what} (rank 1)" in found[case], found[case]
+            for what in parts:
+                assert f"{what} (rank 1)" in found[case], found[case]
     events = [json.loads(line) for line in (tmp_path / "ZeRO 0" / "events.jsonl").read_text().splitlines()]
     assert [(e["event"], e["step"], e["apart"]) for e in events] == [
         ("ranks drifted apart", 2, {"weights of language": [1]})
