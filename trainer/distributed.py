@@ -130,6 +130,14 @@ def from_main(world: World, value: Any) -> Any:
     return held[0]
 
 
+def gathered(world: World, value: Any) -> list[Any]:
+    """What each rank gives, in their order (all ranks)."""
+    held = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(held, value)
+    return held
+
+
 def barrier(world: World) -> None:
     """Wait for all ranks."""
     if world.size > 1:

@@ -33,6 +33,7 @@ def train(run: Run, oversight: Oversight | None = None) -> None:
         frozen=run.frozen,
         in_background=run.stage.checkpoint_async,
         may_commit=lambda: oversight.owner,
+        before_write=lambda step: oversight.writing(run.world, step),
     )
     try:
         _steps(run, oversight, saver)

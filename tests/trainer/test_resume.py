@@ -132,6 +132,23 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_dir, train
 
 
 @pytest.mark.slow
+def test_a_run_whose_disk_is_full_stops_and_goes_on_from_the_checkpoint_before(
+    run_dir, trained, fovea, metrics
+):
+    words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2]
+    done = fovea(*words, "--faults", "enospc:1@8")
+    assert done.returncode == 3, done.stderr
+    assert "the checkpoint of step 8 could not be written: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    names = [p.name for p in (run_dir / "align" / "checkpoints").iterdir()]
+    assert [name for name in names if not name.startswith("frozen")] == ["step_000004"]
+    again = fovea(*words)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 4" in again.stdout
+    assert [m["loss"] for m in metrics(run_dir / "align")] == [m["loss"] for m in metrics(trained / "align")]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_run_goes_on_compiled_and_then_not_with_the_losses_of_the_run_that_never_was(

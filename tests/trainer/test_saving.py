@@ -93,7 +93,7 @@ def in_background(world: World, room: Path) -> str:
     fragment_files.write = write
     lost.append(True)
     saver.begin(TrainState(step=3), {})
-    with pytest.raises(PreflightError, match="taken this stage over" if world.is_main else "another rank"):
+    with pytest.raises(PreflightError, match="taken this stage over"):
         saver.finish()
     barrier(world)
     lost.clear()
@@ -110,8 +110,8 @@ def in_background(world: World, room: Path) -> str:
 
 def test_steps_are_taken_while_it_is_written_and_a_rank_that_cannot_write_stops_all(tmp_path):
     said = on_ranks(in_background, tmp_path)
-    assert said[0] == "the checkpoint of step 3 could not be written: another rank says why."
-    assert "step 3 could not be written: No space left on device" in said[1]
+    assert said[0] == said[1]
+    assert "step 3 could not be written: No space left on device (rank 1, " in said[1]
     assert (
         "It takes 360 bytes" in said[1]
     )  # 25 weights and 5 biases: 4 bytes each, and as much for each moment

@@ -1,6 +1,7 @@
 """Faults on purpose, for rehearsals: `--faults kill:1@7,term:0@9` kills rank 1 in step 7, and so on."""
 
 import ctypes
+import errno
 import math
 import os
 import re
@@ -28,6 +29,9 @@ SLOW = "slow"
 """From that step on each step's own work takes three times as long."""
 
 
+FULL = "enospc"
+"""Its disk is full as it writes the checkpoint of that step."""
+
 FACTORS = {"nan": math.nan, "spike": 1e5}
 """What a rank multiplies its gradients with in that step."""
 
@@ -49,7 +53,7 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
         if match is None:
             raise ConfigError(f"--faults {word}: KIND:RANK@STEP is expected, as in kill:1@7.")
         kind = match.group(1)
-        if kind not in (kinds := (*KINDS, *HANGS, SLOW, *FACTORS)):
+        if kind not in (kinds := (*KINDS, *HANGS, SLOW, FULL, *FACTORS)):
             raise ConfigError(f"--faults {word}: the kinds are {', '.join(kinds)}{nearest(kind, kinds)}.")
         faults.append(Fault(kind, int(match.group(2)), int(match.group(3))))
     return tuple(faults)
@@ -68,6 +72,12 @@ def strike(faults: Sequence[Fault], rank: int, step: int, worked_s: float) -> No
                 sleep(3600)
         if fault.kind in KINDS:
             os.kill(os.getpid(), KINDS[fault.kind])
+
+
+def refuse_write(faults: Sequence[Fault], rank: int, step: int) -> None:
+    """Raises the error of a full disk where that was asked for this rank and the checkpoint of this step."""
+    if Fault(FULL, rank, step) in faults:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def factor(faults: Sequence[Fault], rank: int, step: int) -> float:

@@ -13,7 +13,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import FoveaError, PreflightError, TransientError
 from trainer.distributed import World, all_sum, noting_waits
 from trainer.engine.attempts import Attempt, Lease, end_of, last_save_s
-from trainer.engine.faults import Fault, factor, strike
+from trainer.engine.faults import Fault, factor, refuse_write, strike
 from trainer.engine.pace import OWN, Pace, say, straggler
 from trainer.engine.positions import Phase, Position, page_of
 from trainer.engine.requests import REASONS, Requests, decide
@@ -123,6 +123,10 @@ class Oversight:
         self.enter("checkpoint", step)
         (lost,) = all_sum(world, float(not self.owner))
         self.decide([lost, *[0.0] * len(REASONS)])
+
+    def writing(self, world: World, step: int) -> None:
+        """This rank begins to write the checkpoint of that step."""
+        refuse_write(self.faults, world.rank, step)
 
     def saved(self, step: int, seconds: float) -> None:
         """A checkpoint is there, so long after it was begun."""

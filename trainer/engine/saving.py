@@ -23,7 +23,7 @@ import torch
 
 from data_pipeline.errors import DataError, PreflightError
 from data_pipeline.manifest import fsync_directory, json_bytes, write_json
-from trainer.distributed import World, all_sum
+from trainer.distributed import World, all_sum, gathered
 from trainer.engine import fragment_files
 from trainer.engine.checkpoint import (
     COMPLETE,
@@ -79,7 +79,8 @@ class Saver:
     checkpoint has them already.
 
     `in_background`: `begin` copies and returns. `may_commit` is asked on rank 0 before a checkpoint gets its
-    name. Every method but `abandon` and `stall` is for all ranks together.
+    name; `before_write` is told its step on each rank, and may raise OSError. Every method but `abandon` and
+    `stall` is for all ranks together.
     """
 
     def __init__(
@@ -92,13 +93,14 @@ class Saver:
         frozen: Path | None = None,
         in_background: bool = True,
         may_commit: Callable[[], bool] = lambda: True,
+        before_write: Callable[[int], object] = lambda step: None,
     ) -> None:
         self._engine, self._world, self._keep = engine, world, keep
         self._stage_dir = stage_dir
         self._frozen = frozen.name if frozen else None
         self._has_frozen = frozen is not None
         self._copies = in_background
-        self._may_commit = may_commit
+        self._may_commit, self._before_write = may_commit, before_write
         self._room: dict[str, torch.Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._stop = threading.Event()
@@ -215,6 +217,7 @@ class Saver:
         return None
 
     def _write(self, job: _Job) -> None:
+        self._before_write(job.state.step)
         rank = f"rank_{self._world.rank:05d}"
         for part, fragments in job.parts.items():
             about = _patiently(fragment_files.write, part / f"{rank}.safetensors", fragments, self._wrote)
@@ -293,15 +296,20 @@ class Saver:
                 shutil.rmtree(part, ignore_errors=True)
 
     def _error(self, job: _Job, error: BaseException | None) -> BaseException:
-        what = f"the checkpoint of step {job.state.step} could not be written"
-        if error is None or isinstance(error, _Abandoned):
-            return PreflightError(f"{what}: another rank says why.")
-        if not isinstance(error, OSError):
+        """What ends this rank (all ranks): its own error, or what the first rank that has one says."""
+        own = None if error is None or isinstance(error, _Abandoned) else self._reason(job, error)
+        said = [text for text in gathered(self._world, own) if text]
+        if own is not None and not isinstance(error, OSError):
             return error
+        return PreflightError(f"the checkpoint of step {job.state.step} could not be written: {said[0]}")
+
+    def _reason(self, job: _Job, error: BaseException) -> str:
+        if not isinstance(error, OSError):
+            return f"{error} (rank {self._world.rank})"
         there = next(p for p in (job.final, *job.final.parents) if p.is_dir())
         free = shutil.disk_usage(there).free
-        return PreflightError(
-            f"{what}: {error.strerror} ({error.filename or there}).\n"
+        return (
+            f"{error.strerror} (rank {self._world.rank}, {error.filename or there}).\n"
             f"  It takes {job.nbytes:,} bytes in {job.final.parent}, where {free:,} are free; older ones go "
             "only once it is there.\n"
             "  Those before it are whole. Make room or mend the directory, and the same command goes on."
