@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.cli_parser import IntermixedParser, Verbs, add_verb, natural, positive
 from data_pipeline.cli_views import add_view_verbs
-from data_pipeline.errors import ConfigError, FoveaError, shown
+from data_pipeline.errors import ConfigError, DataError, FoveaError, shown
 
 if TYPE_CHECKING:
     from data_pipeline.build.executor import Executor
@@ -124,11 +124,17 @@ def _build(args: argparse.Namespace) -> int:
     found = funnel(manifest)
     print("\n".join(table({**found, "sources": {}})))  # of all sources; each by itself is in the report
     print()
-    print("\n".join(stats_table(stats(manifest))))
+    kept = stats(manifest)
+    print("\n".join(stats_table(kept)))
     for note in notes(BuildRecipe.model_validate(manifest.recipe).filters_by_source()):
         print(f"  {note}")
     print(f"dataset '{manifest.name}' is in {out} (digest {manifest.digest})")
     print(f"  What was dropped and why:  {out}/report.html")
+    if not any(s["train"] + s["heldout"] for s in kept["sources"].values()):
+        raise DataError(
+            f"{out} holds no sample: all that was read was dropped, for the reasons above.\n"
+            "  Loosen what dropped it (filters, images, dedup of the recipe), or name other inputs."
+        )
     print(f"  Look at samples:           fovea data preview {out} --out {out}/preview.html")
     return 0
 

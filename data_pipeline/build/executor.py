@@ -4,6 +4,7 @@ datatrove marks a finished rank by an empty file: it does not notice a changed p
 tasks, or a shard that is gone. Here whoever starts a pipeline says when a task is done.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -70,10 +71,14 @@ class _Local(Judged, LocalPipelineExecutor):
         self.job = job
 
     def run_rank(self, rank: int) -> int:
-        # Local rank 1 of datatrove logs to its file only; rank 0 would also log to the terminal.
         pipeline, self.pipeline = self.pipeline, deepcopy(self.pipeline)
+        said = self.job.logs / "logs" / f"task_{rank:05d}.stderr"
+        said.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._run_for_rank(rank, local_rank=1)
+            # datatrove shows every error with its traceback, libraries warn of single pictures: neither is
+            # for the screen. The error itself is raised, and said once by whoever catches it.
+            with said.open("w", encoding="utf-8") as f, contextlib.redirect_stderr(f):
+                self._run_for_rank(rank, local_rank=1)  # rank 0 would also show its progress
         finally:
             self.pipeline = pipeline
         return rank

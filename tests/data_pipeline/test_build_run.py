@@ -8,10 +8,12 @@ import time
 
 import psutil
 import pytest
+import yaml
 
 from data_pipeline.build.recipe import BuildRecipe, is_folder, load_build
 from data_pipeline.build.run import build
 from data_pipeline.build.verify import verify
+from data_pipeline.cli import main
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.manifest import read_manifest
 
@@ -230,3 +232,27 @@ def test_a_repeat_of_a_finished_build_looks_for_copies_no_more(tmp_path, monkeyp
     first = build(recipe, tmp_path / "out", root=tmp_path / "in")
     monkeypatch.setattr("data_pipeline.build.run.exclusions", lambda *a, **k: pytest.fail("looked again"))
     assert build(recipe, tmp_path / "out", root=tmp_path / "in") == first
+
+
+def test_a_dataset_without_a_sample_ends_with_4_and_says_why(tmp_path, capsys):
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "a.html").write_text("<p>too short</p>")
+    assert main(["data", "build", str(tmp_path / "pages"), "--out", str(tmp_path / "out")]) == 4
+    said = capsys.readouterr()
+    assert "1 dropped: too little text" in said.out
+    assert "holds no sample" in said.err
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_an_error_of_a_task_is_said_once_and_its_traceback_stands_in_the_log(tmp_path, make, capfd):
+    make.dataset(tmp_path / "photos", [make.caption(n) for n in range(2)])
+    page = {"name": "syn", "tasks": 1, "sources": [
+        {"name": "s", "kind": "synthetic", "path": str(tmp_path / "photos"), "task": "caption", "model": "m",
+         "endpoint": "http://127.0.0.1:9/v1", "retries": 0}]}  # fmt: skip
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(page))
+    assert main(["data", "build", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "out")]) == 75
+    said = capfd.readouterr()
+    assert said.err.startswith("fovea: source 's', http://127.0.0.1:9/v1: no connection")
+    assert said.err.count("no connection") == 1
+    (log,) = (tmp_path / "out" / "logs").glob("*/logs/task_00000.log")
+    assert "Traceback" in log.read_text()

@@ -156,7 +156,7 @@ class SyntheticReader:
         failed = next((f for f in found if isinstance(f, Failure)), None)
         if failed is not None and not failed.lasting and self.source.failures == "stop":
             raise TransientError(
-                f"source '{self.source.name}': {failed.reason} ({failed.detail}), after "
+                f"source '{self.source.name}', {client.endpoint}: {failed.reason} ({failed.detail}), after "
                 f"{self.source.retries + 1} tries, for {file}, {w.where}.\n"
                 "  Repeat the command: answers that came are kept. To go on without:  failures: drop"
             )

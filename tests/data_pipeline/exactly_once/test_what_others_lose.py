@@ -12,6 +12,7 @@ from data_pipeline.build.run import build
 from data_pipeline.manifest import read_manifest
 from data_pipeline.view import samples
 from exactly_once import PHOTOS, page, recipe, sound
+from prose import PROSE
 
 
 def test_one_large_file_is_divided_among_all_tasks_and_no_line_is_read_twice(inputs, whole):
@@ -81,9 +82,11 @@ sys.exit(main(sys.argv[1:]))
 def test_a_build_with_languages_repetition_and_minhash_asks_the_network_for_nothing(inputs, tmp_path):
     sources = [PHOTOS, {"name": "pages", "kind": "html", "path": "web"}]
     (inputs / "web").mkdir()
-    text = "<p>The words of this page are plain English, and it has a second sentence too.</p>"
     for n in range(3):
-        (inputs / f"web/{n}.html").write_text(f"<html><body>{text}<img src='../{n}.png'></body></html>")
+        (inputs / f"web/{n}.png").write_bytes((inputs / f"{n}.png").read_bytes())
+        (inputs / f"web/{n}.html").write_text(
+            f"<html><body><p>{PROSE} Page {n}.</p><img src='{n}.png'></body></html>"
+        )
     (inputs / "recipe.yaml").write_text(
         yaml.safe_dump(
             page(
@@ -97,7 +100,7 @@ def test_a_build_with_languages_repetition_and_minhash_asks_the_network_for_noth
     )
     words = ["data", "build", inputs / "recipe.yaml", "--out", tmp_path / "out"]
     ran = subprocess.run([sys.executable, "-c", OFFLINE, *words], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     control = subprocess.run([sys.executable, "-c", OFFLINE, "control"], capture_output=True, check=False)
     assert b"the network: socket." in control.stderr, "the guard does not see the network"
     sound(tmp_path / "out")

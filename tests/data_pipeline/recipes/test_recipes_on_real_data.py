@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/realdata
 
 
 def test_real_crawls_without_pictures_are_dropped_page_by_page(fovea_build):
-    built = fovea_build("obelics-like", REAL / "warc")
+    built = fovea_build("obelics-like", REAL / "warc", code=4)  # nothing is kept
     assert built.samples("pages") == []
     assert built.dropped("pages") == ({"broken record": 1, "too few images": 5}, {})
 
