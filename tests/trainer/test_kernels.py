@@ -39,7 +39,7 @@ from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.moe.layer import upcycle
 from trainer.models.recompute import recompute
 from trainer.models.tuning import Tuning
-from trainer.run import _fingerprints
+from trainer.run import fingerprints_of
 
 ON_CUDA = torch.cuda.is_available() and find_spec("liger_kernel") is not None
 VOCABULARY = 40
@@ -258,7 +258,7 @@ def test_a_checkpoint_may_go_on_with_other_kernels():
 
     def compared(*overrides: str) -> dict[str, object]:
         recipe = load_recipe("tiny", list(overrides))
-        return _fingerprints(recipe, recipe.stage("align"), given, given)
+        return fingerprints_of(recipe, recipe.stage("align"), given, given)
 
     assert compared() == compared("stages.align.kernels=liger")
     assert compared() != compared("stages.align.lr=1")
