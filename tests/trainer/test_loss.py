@@ -58,7 +58,7 @@ def test_the_chunked_loss_equals_the_plain_one_with_its_gradients(targets, chunk
     assert (total.dtype, total.shape, each.shape) == (torch.float32, (), (targets,))
     want = plain(hidden, labels, head)
     logits, flat = head(hidden).flatten(0, 1), labels.flatten()
-    alone = [F.cross_entropy(logits[n], flat[n]) for n in (flat != -100).nonzero().flatten()]
+    alone = [F.cross_entropy(logits[n], flat[n]).item() for n in (flat != -100).nonzero().flatten()]
     torch.testing.assert_close(each, torch.tensor(alone), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(total, want, rtol=1e-5, atol=1e-5)
     got = torch.autograd.grad(total, [hidden, head.weight])
