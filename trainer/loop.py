@@ -33,6 +33,7 @@ def train(run: Run, oversight: Oversight | None = None) -> None:
         frozen=run.frozen,
         in_background=run.stage.checkpoint_async,
         may_commit=lambda: oversight.owner,
+        at_commit=oversight.committed,
         before_write=lambda step: oversight.writing(run.world, step),
     )
     try:
@@ -100,7 +101,7 @@ def _finish(run: Run, oversight: Oversight, saver: Saver) -> None:
 
 def _there(oversight: Oversight, saved: Saved | None) -> None:
     if saved is not None:
-        oversight.saved(saved.step, saved.seconds)
+        oversight.saved(saved.seconds)
 
 
 def train_step(run: Run, oversight: Oversight | None = None) -> Metrics:

@@ -37,7 +37,10 @@ def in_background(world: World, room: Path) -> str:
     """What is said where rank 1 cannot write."""
     engine, write = engine_of(), fragment_files.write
     lost = []
-    saver = Saver(engine, room, world, keep=2, may_commit=lambda: not lost)
+    noted = []
+    saver = Saver(
+        engine, room, world, keep=2, may_commit=lambda: not lost, at_commit=lambda step, _: noted.append(step)
+    )
 
     def later(*arguments: Any) -> dict[str, Any]:
         while not (room / "go").exists():
@@ -55,7 +58,10 @@ def in_background(world: World, room: Path) -> str:
     assert checkpoint.newest(room) == (None, [])
     barrier(world)
     (room / "go").touch()
+    while world.is_main and not noted:  # before the ranks agree that it is there
+        time.sleep(0.01)
     assert saver.finish().step == 1
+    assert noted == [1] * world.is_main
     stepped = values_of(engine)
     assert not same(stepped, began)
     checkpoint.load(engine, checkpoint.newest_for_all(room, world)[0], world)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -128,6 +129,7 @@ class Lease:
         self._path, self._attempt, self._beat_s = path, attempt, beat_s
         self._next = path.with_name(f"{int(path.stem) + 1:06d}.json")
         self._done = threading.Event()
+        self._noting = threading.Lock()  # the thread that writes checkpoints notes them as well
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
@@ -172,18 +174,19 @@ class Lease:
 
     def saved(self, step: int, seconds: float) -> None:
         """Note a committed checkpoint."""
-        self._note(replace(self._attempt, saved=step, save_s=seconds))
+        self._note(saved=step, save_s=seconds)
 
     def release(self, code: int) -> None:
         """Let go, with the exit code of this attempt."""
         self._done.set()
         self._thread.join()
-        self._note(replace(self._attempt, ended=code))
+        self._note(ended=code)
 
-    def _note(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        if not self.lost:
-            write_json(self._path, asdict(attempt))
+    def _note(self, **changes: Any) -> None:
+        with self._noting:
+            self._attempt = replace(self._attempt, **changes)
+            if not self.lost:
+                write_json(self._path, asdict(self._attempt))
 
     def _beat(self) -> None:
         while not self._done.wait(self._beat_s):

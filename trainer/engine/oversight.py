@@ -128,11 +128,14 @@ class Oversight:
         """This rank begins to write the checkpoint of that step."""
         refuse_write(self.faults, world.rank, step)
 
-    def saved(self, step: int, seconds: float) -> None:
-        """A checkpoint is there, so long after it was begun."""
-        self.requests.saved_in(seconds)
+    def committed(self, step: int, seconds: float) -> None:
+        """A checkpoint has its name (rank 0, at once): this attempt has led somewhere, however it ends."""
         if self.lease is not None:
             self.lease.saved(step, seconds)
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint is there, so long after it was begun (all ranks)."""
+        self.requests.saved_in(seconds)
 
 
 class _Moved:

@@ -79,8 +79,9 @@ class Saver:
     checkpoint has them already.
 
     `in_background`: `begin` copies and returns. `may_commit` is asked on rank 0 before a checkpoint gets its
-    name; `before_write` is told its step on each rank, and may raise OSError. Every method but `abandon` and
-    `stall` is for all ranks together.
+    name, and `at_commit` is told its step and seconds once it has it, both by the thread; `before_write`
+    is told its step on each rank, and may raise OSError. Every method but `abandon` and `stall` is for all
+    ranks together.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Saver:
         frozen: Path | None = None,
         in_background: bool = True,
         may_commit: Callable[[], bool] = lambda: True,
+        at_commit: Callable[[int, float], object] = lambda step, seconds: None,
         before_write: Callable[[int], object] = lambda step: None,
     ) -> None:
         self._engine, self._world, self._keep = engine, world, keep
@@ -100,7 +102,7 @@ class Saver:
         self._frozen = frozen.name if frozen else None
         self._has_frozen = frozen is not None
         self._copies = in_background
-        self._may_commit, self._before_write = may_commit, before_write
+        self._may_commit, self._at_commit, self._before_write = may_commit, at_commit, before_write
         self._room: dict[str, torch.Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._stop = threading.Event()
@@ -249,6 +251,7 @@ class Saver:
         }
         _name(trained, job.final, record)
         with contextlib.suppress(OSError):  # the checkpoint is there; what stays too long goes with the next
+            self._at_commit(job.state.step, time.monotonic() - job.began)
             retain(job.final.parent, self._keep)
 
     def _commit_frozen(self, part: Path, job: _Job) -> str | None:
