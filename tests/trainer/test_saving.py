@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,30 @@ def test_sums_do_not_depend_on_the_cut_and_tell_places_apart():
     assert fragment_files.added(parts) == whole
     values[[3, 700]] = values[[700, 3]]
     assert fragment_files.added([fragment_files.sums_of(values, 0)]) != whole
+
+
+def seen_late(world: World, room: Path) -> bool:
+    """Whether a checkpoint comes back whole whose files rank 0 has verified, and nobody sees for a while."""
+    engine = engine_of()
+    take_a_step(engine)
+    save(engine, room, TrainState(step=1), {}, world, keep=2)
+    began = values_of(engine)
+    take_a_step(engine)
+    found, _ = checkpoint.newest_for_all(room, world)
+    if world.is_main:
+        hidden = [
+            (file, file.rename(file.with_suffix(".late"))) for part in found.parts for file in part.files
+        ]
+        threading.Timer(0.5, lambda: [late.rename(file) for file, late in hidden]).start()
+    barrier(world)
+    checkpoint.load(engine, found, world)
+    return same(values_of(engine), began)
+
+
+def test_files_that_another_machine_sees_later_are_waited_for(tmp_path):
+    assert on_ranks(seen_late, tmp_path, ranks=2) == [True, True]
+    with pytest.raises(DataError, match=r"gone is not to be seen on .* after 0.2 s"):
+        checkpoint.wait_until_visible([tmp_path / "gone"], seconds=0.2)
 
 
 def until_full(world: World, room: Path) -> tuple[int, str]:

@@ -8,11 +8,14 @@ once, in the second, to which every checkpoint of the stage refers. Each rank wr
 owns; any number of ranks reads them.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +37,7 @@ UNFINISHED = ".tmp"
 
 _STEP = re.compile(r"step_\d+")
 _SET_ASIDE = ".corrupt"
+VISIBLE_S = 60.0
 _HASHING = 8  # threads: files are hashed outside of Python's lock
 
 
@@ -126,11 +130,12 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint, world: World
     """Weights, optimizer and step count of a verified checkpoint into the engine (all ranks), whatever number
     of ranks wrote it.
 
-    Raises DataError where model and checkpoint hold different tensors, or where one came out other than it
-    was saved: its sums are taken again, over all ranks.
+    Raises DataError where model and checkpoint hold different tensors, where a file is not to be seen, or
+    where a tensor came out other than it was saved: its sums are taken again, over all ranks.
     """
     ours = held(engine)
     given = _given(checkpoint, ours)
+    wait_until_visible([file for part in checkpoint.parts for file in part.files])
     clear(engine)
     found: dict[str, Sums] = {}
     for part in checkpoint.parts:
@@ -155,6 +160,24 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Checkpoint, world: World
             f"{checkpoint.path}: {len(wrong)} of {len(keys)} tensors came out other than they were saved: "
             f"{', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}."
         )
+
+
+def wait_until_visible(files: Iterable[Path], seconds: float = VISIBLE_S) -> None:
+    """Files that rank 0 has verified may reach other machines later, on NFS by its caches' time.
+
+    Raises DataError where one did not come.
+    """
+    deadline = time.monotonic() + seconds
+    for file in files:
+        while not file.exists():
+            if time.monotonic() > deadline:
+                raise DataError(
+                    f"{file} is not to be seen on {socket.gethostname()} after {seconds:g} s, though rank 0 "
+                    "has read it.\n  The run directory must be the same one on all nodes."
+                )
+            with contextlib.suppress(OSError):
+                os.listdir(file.parent)  # makes an NFS client ask its server again
+            time.sleep(0.1)
 
 
 def committed(checkpoints: Path) -> list[Path]:
