@@ -15,6 +15,7 @@ from trainer.engine.state import TrainState
 from trainer.guarded import remembered, rewind, update
 from trainer.models.moe.layer import routing_of
 from trainer.observe.sinks import Metrics
+from trainer.out_of_memory import explained
 from trainer.run import Run
 
 
@@ -54,7 +55,8 @@ def _steps(run: Run, oversight: Oversight, saver: Saver) -> None:
     while run.state.step < stage.steps:
         began = time.perf_counter()
         try:
-            metrics = train_step(run, oversight)
+            with explained(run):
+                metrics = train_step(run, oversight)
         except Stopped as request:
             if run.state.step > saved:
                 _save(run, oversight, saver)

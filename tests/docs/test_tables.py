@@ -28,7 +28,7 @@ from data_pipeline.sample import SCHEMA
 from documentation import BLOCKS, ROOT, text_of
 from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import OWNED_BY_RECIPE
-from trainer.engine.faults import FACTORS, FULL, HANGS, KINDS, SLOW
+from trainer.engine.faults import FACTORS, FULL, HANGS, KINDS, OOM, SLOW
 from trainer.engine.guard import Guard
 from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.config import Evaluation, Suite
@@ -76,7 +76,7 @@ def test_the_keys_of_a_watchdog_and_their_defaults():
 
 def test_what_a_rehearsal_can_do_to_a_rank():
     shown = set(re.findall(r"`(\w+)`", "".join(row[0] for row in rows("reliability.md", "Game days"))))
-    assert shown == {*KINDS, *HANGS, SLOW, FULL, *FACTORS}
+    assert shown == {*KINDS, *HANGS, SLOW, OOM, FULL, *FACTORS}
 
 
 def test_the_keys_of_what_is_trained():

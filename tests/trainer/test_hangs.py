@@ -9,11 +9,15 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 
+from data_pipeline.errors import TransientError
 from trainer.engine.attempts import Attempt, attempts_dir
+from trainer.out_of_memory import explained
 
 WATCHED = ("stages.align.watchdog.floor_s=3", "stages.align.watchdog.first_s=40")
 STEP = 7
@@ -189,6 +193,32 @@ def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost
     held = re.search(rf"process {worker.pid} held (\d+\.\d+) GiB", output)
     assert 0.01 < float(held.group(1)) < 2, output
     assert "lost its connection" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_rank_without_memory_says_what_it_held_and_what_it_was_at(run_dir):
+    with started(run_dir, "--nproc", 2, "--faults", f"oom:1@{STEP}") as process:
+        code, output = end(process)
+    assert code == 75, output
+    assert f"rank 1 ran out of memory in step {STEP}: MemoryError" in output
+    assert re.search(
+        r"It held weights [\d.e-]+ GiB, optimizer [\d.e-]+ GiB, [\d.]+ GiB in the host's", output
+    )
+    assert re.search(r"micro-batches of 2 rows of 96 tokens, \d+ patches in the largest; its largest", output)
+    assert re.search(r"row \d+ of 'scenes_\w+' \(\d+ tokens, 1 images, \d+ patches\)", output)
+    assert "ds_config: zero3-offload" in output
+
+
+def test_torch_s_own_word_for_want_of_memory_is_known_and_other_errors_stay_what_they_are():
+    run = Mock()
+    run.engine.module.parameters.return_value = ()
+    run.stream.rows, run.engine.optimizer.optimizer.state = (), {}
+    run.state.step = 6
+    with pytest.raises(TransientError, match="ran out of memory"), explained(run):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="size"), explained(run):
+        torch.zeros(2) + torch.zeros(3)
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ HANGS = ("hang", "gil")
 SLOW = "slow"
 """From that step on each step's own work takes three times as long."""
 
+OOM = "oom"
+"""It asks for more memory than any machine has."""
 
 FULL = "enospc"
 """Its disk is full as it writes the checkpoint of that step."""
@@ -53,7 +55,7 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
         if match is None:
             raise ConfigError(f"--faults {word}: KIND:RANK@STEP is expected, as in kill:1@7.")
         kind = match.group(1)
-        if kind not in (kinds := (*KINDS, *HANGS, SLOW, FULL, *FACTORS)):
+        if kind not in (kinds := (*KINDS, *HANGS, SLOW, OOM, FULL, *FACTORS)):
             raise ConfigError(f"--faults {word}: the kinds are {', '.join(kinds)}{nearest(kind, kinds)}.")
         faults.append(Fault(kind, int(match.group(2)), int(match.group(3))))
     return tuple(faults)
@@ -70,6 +72,8 @@ def strike(faults: Sequence[Fault], rank: int, step: int, worked_s: float) -> No
             sleep = ctypes.PyDLL(None).sleep if fault.kind == "gil" else time.sleep
             while True:
                 sleep(3600)
+        if fault.kind == OOM:
+            bytearray(2**60)
         if fault.kind in KINDS:
             os.kill(os.getpid(), KINDS[fault.kind])
 
