@@ -261,10 +261,12 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     from trainer.engine.faults import parse_faults
     from trainer.engine.requests import parse_limit, refuse_stop_file
     from trainer.engine.watchdog import death
+    from trainer.observe.trackers import chosen
     from trainer.stage_stream import open_datasets
 
     stage.accumulation(args.nproc)
     read_ds_config(stage.ds_config, args.nproc)
+    chosen(recipe.observe.trackers)
     parse_faults(args.faults)
     open_datasets(recipe, args.run)
     stage_dir = args.run / stage.name

@@ -1,11 +1,13 @@
 """Trackers with their real packages, where installed: the numbers, one run across a resume, no secrets."""
 
+import importlib.util
 import json
 import sqlite3
 
 import pytest
 
 from data_pipeline.errors import PreflightError
+from trainer.cli import main
 from trainer.observe.trackers import MlflowSink, TensorBoardSink, WandbSink, chosen, open_trackers
 
 PAGE = {"seed": 3, "model": {"kind": "tiny"}}
@@ -89,3 +91,11 @@ def test_mlflow_gets_the_numbers_and_a_resumed_stage_keeps_its_run(tmp_path, mon
     assert runs == [(run_id, "r-align", "FINISHED")]
     assert points == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert SECRET.encode() not in held(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_a_tracker_that_is_not_installed_is_refused_before_any_rank_starts(run_dir, capsys):
+    words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2]
+    assert main([*map(str, words), "observe.trackers=[mlflow]"]) == 3
+    assert "pip install 'fovea-vlm[mlflow]'" in capsys.readouterr().err
+    assert not (run_dir / "align").exists()
