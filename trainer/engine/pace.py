@@ -58,14 +58,14 @@ class Pace:
         """Seconds that it waited for data and for other ranks, since this was last asked."""
         self._count(time.perf_counter())
         before, self._waits = self._waits, (self._spent["data"], self._spent[_WAITING])
-        data, communication = (now - then for now, then in zip(self._waits, before, strict=True))
+        data, communication = (new - old for new, old in zip(self._waits, before, strict=True))
         return data, communication
 
     def own(self) -> list[float]:
         """Seconds of its own by OWN, since this was last asked."""
         self._count(time.perf_counter())
         before, self._own = self._own, [self._spent[kind] for kind in OWN]
-        return [now - then for now, then in zip(self._own, before, strict=True)]
+        return [new - old for new, old in zip(self._own, before, strict=True)]
 
     def _worked(self) -> float:
         return sum(self._spent[kind] for kind in OWN)
