@@ -13,7 +13,7 @@ from trainer.evaluation.question import picture_bytes
 from trainer.evaluation.task import PAGES, Task, check_files, load_task, task_names
 
 N = 12
-RELEASED = [n for n in task_names() if n != "scenes"]  # scenes is a dataset: test_benchmarks.py
+RELEASED = [n for n in task_names() if n != "scenes"]  # scenes is a dataset: benchmarks/test_benchmarks.py
 
 
 def read(name, root, n=N, **changes):
