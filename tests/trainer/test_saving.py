@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_pipeline import manifest
 from data_pipeline.errors import DataError, PreflightError
 from data_pipeline.manifest import sha256_file
 from partly_frozen import engine_of, take_a_step
@@ -125,6 +126,27 @@ def test_steps_are_taken_while_it_is_written_and_a_rank_that_cannot_write_stops_
     kept = sorted(p.name for p in checkpoint.checkpoints_dir(tmp_path).iterdir())
     assert [name for name in kept if not name.startswith("frozen")] == ["step_000002", "step_000004"]
     assert sum(name.startswith("frozen") for name in kept) == 1
+
+
+def slow_disk(world: World, room: Path) -> int:
+    """The step that is there, where rank 1's disk takes long for each directory it is to sync."""
+    sync = manifest.fsync_directory
+
+    def later(path: Path) -> None:
+        time.sleep(0.5)
+        sync(path)
+
+    if world.rank == 1:
+        manifest.fsync_directory = later
+    saver = Saver(engine_of(), room, world, keep=2)
+    saver.begin(TrainState(step=1), {})
+    step = saver.finish().step
+    saver.begin(TrainState(step=2), {})
+    return step + saver.finish().step
+
+
+def test_rank_0_may_name_the_directory_as_soon_as_it_has_seen_the_last_ranks_record(tmp_path):
+    assert on_ranks(slow_disk, tmp_path) == [3, 3]
 
 
 def saved(world: World, room: Path) -> None:

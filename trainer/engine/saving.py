@@ -223,7 +223,7 @@ class Saver:
         rank = f"rank_{self._world.rank:05d}"
         for part, fragments in job.parts.items():
             about = _patiently(fragment_files.write, part / f"{rank}.safetensors", fragments, self._wrote)
-            _patiently(write_json, part / f"{rank}.json", about)
+            _patiently(_tell, part / f"{rank}.json", about)
         if self._world.is_main:
             self._commit(job)
 
@@ -352,6 +352,14 @@ def _tensors(
         tensor["dtype"][slot] = fragments[0]["dtype"]
         tensor["sums"][slot] = fragment_files.added([f["sums"] for f in fragments])
     return tensors
+
+
+def _tell(path: Path, record: dict[str, Any]) -> None:
+    """For rank 0, which may give the directory its name as soon as it sees `path`: nothing in it is touched
+    from then on, not even to sync what rank 0 reads once and deletes."""
+    temporary = path.with_suffix(UNFINISHED)
+    temporary.write_bytes(json_bytes(record))
+    temporary.replace(path)
 
 
 def _name(part: Path, final: Path, record: dict[str, Any]) -> None:
