@@ -4,19 +4,21 @@ One exact pass: the loss of each target is there already, sizes are counted on t
 ranks carries everything.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
+import deepspeed
 import numpy as np
 import psutil
 import torch
-from torch import nn
 
 from data_pipeline.batch import IGNORE, Batch
 from data_pipeline.stream.rows import Row
 from trainer.config import Recipe, Stage
 from trainer.distributed import World, all_sum
 from trainer.engine.gate import norms_by_module
+from trainer.engine.moves import Move
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.flops import Flops, Load, training
 from trainer.models.load import joined, load_of
@@ -40,6 +42,7 @@ class Figures:
         self._targets = np.zeros(len(self._sources), dtype=np.int64)
         self._loads: list[Load] = []
         self._norms: Mapping[str, float] = {}
+        self._move: Move | None = None
         on_gpu = world.device.type == "cuda"
         known = peak_tflops(torch.cuda.get_device_name(world.device)) if on_gpu else None
         self._peak = recipe.observe.peak_tflops or known
@@ -54,10 +57,11 @@ class Figures:
         self._targets += np.bincount(sources, minlength=len(self._sources))
         self._losses.index_add_(0, sources.to(losses.device), losses.double())
 
-    def note_gradients(self, model: nn.Module, step: int) -> None:
+    def note_update(self, engine: deepspeed.DeepSpeedEngine, step: int) -> None:
         """Norms by module, every so many steps (all ranks, between the gradients and the update)."""
         if self._every and step % self._every == 0:
-            self._norms = norms_by_module(model.named_parameters())
+            self._norms = norms_by_module(engine.module.named_parameters())
+            self._move = Move(engine)
 
     def of_step(self, tokens: float, images: float) -> Metrics:
         """Everything of the step (all ranks); then the next one begins. `tokens`, `images`: of all ranks."""
@@ -68,21 +72,27 @@ class Figures:
         if world.device.type == "cuda":
             memory[1][world.rank] = torch.cuda.max_memory_allocated(world.device) / GIB
             torch.cuda.reset_peak_memory_stats(world.device)
+        modules = self._move.modules if self._move else ()
+        squares = self._move.squares() if self._move else []
         mine = [*self._losses.tolist(), *self._targets.tolist(), *(getattr(flops, p) for p in PARTS)]
-        summed = all_sum(world, *mine, *memory[0], *memory[1])
-        n, norms = len(sources), self._norms
-        losses, targets, summed = summed[:n], summed[n : 2 * n], summed[2 * n :]
-        done, memory = dict(zip(PARTS, summed, strict=False)), summed[len(PARTS) :]
+        told = iter(all_sum(world, *mine, *memory[0], *memory[1], *squares))
+        losses, targets = ([next(told) for _ in sources] for _ in range(2))
+        done = {part: next(told) for part in PARTS}
+        memory = [[next(told) for _ in range(world.size)] for _ in range(2)]
+        moved, length = ({module: math.sqrt(next(told)) for module in modules} for _ in range(2))
+        norms = self._norms
         self._losses.zero_()
         self._targets[:] = 0
-        self._loads, self._norms = [], {}
+        self._loads, self._norms, self._move = [], {}, None
         return {
             **{f"loss/{s}": loss / k for s, loss, k in zip(sources, losses, targets, strict=True) if k},
             **{f"target_tokens/{s}": int(k) for s, k in zip(sources, targets, strict=True) if k},
             **{f"grad_norm/{module}": norm for module, norm in norms.items()},
+            **{f"update_norm/{module}": norm for module, norm in moved.items()},
+            **{f"weight_norm/{module}": norm for module, norm in length.items()},
             "image_text_ratio": self._image_text_ratio(tokens, images),
-            "host_memory_gib": max(memory[: world.size]),
-            **({"device_memory_gib": max(memory[world.size :])} if world.device.type == "cuda" else {}),
+            "host_memory_gib": max(memory[0]),
+            **({"device_memory_gib": max(memory[1])} if world.device.type == "cuda" else {}),
             **{f"tflops/{part}": v / 1e12 for part, v in done.items() if v},
             "tflops": sum(done.values()) / 1e12,
         }

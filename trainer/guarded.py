@@ -31,7 +31,7 @@ def update(run: Run, loss: float) -> tuple[float, Action | None]:
         bad = judge(guard, memory, loss, norm)
         (against,) = all_sum(world, float(bad is not None))
         if not against:
-            run.figures.note_gradients(run.engine.module, run.state.step + 1)
+            run.figures.note_update(run.engine, run.state.step + 1)
             return True
         bad = bad or Bad(what="gradient norm on another rank", value=norm)
         norms = norms_by_module(run.engine.module.named_parameters())

@@ -156,3 +156,6 @@ def test_on_two_real_ranks_the_parts_sum_to_the_whole(trained, metrics):
         norms = [v for k, v in m.items() if k.startswith("grad_norm/")]
         assert len(norms) == 2
         assert math.hypot(*norms) == pytest.approx(m["grad_norm"], rel=1e-4)
+        for module in ("connector", "new_tokens"):
+            assert m[f"update_norm/{module}"] < m[f"weight_norm/{module}"]
+            assert (m[f"update_norm/{module}"] > 0) == (m["lr"] > 0)

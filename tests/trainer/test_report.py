@@ -115,11 +115,12 @@ def test_losses_by_source_norms_by_module_and_mfu_are_drawn(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for m in lines:
         m |= {"loss/scenes": 1.0 / m["step"], "loss/pages": 2.0, "mfu": 0.4, "host_memory_gib": 1.0}
-        m |= {"grad_norm/connector": 1.0} if m["step"] % 10 == 0 else {}
+        m |= {"grad_norm/connector": 1.0, "update_norm/connector": 0.1} if m["step"] % 10 == 0 else {}
     path.write_text("".join(json.dumps(m) + "\n" for m in lines))
     html = rendered(run)
-    for title in ("Loss by source, align", "Gradient norm by module, align", "Model FLOPs utilisation"):
-        assert f"<h3>{title}</h3>" in html
+    for title in ("Loss by source", "Gradient norm by module", "Update norm by module"):
+        assert f"<h3>{title}, align</h3>" in html
+    assert "<h3>Model FLOPs utilisation</h3>" in html
     chart = html[html.index("Loss by source, align") :]
     assert chart.index("pages") < chart.index("scenes") < chart.index("</div>")
 

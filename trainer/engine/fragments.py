@@ -82,12 +82,8 @@ def held(engine: deepspeed.DeepSpeedEngine) -> Held:
     for place in _places(engine):
         trained.add(place.parameter)
         state = _moments(place)
-        mine = _even(place.length, rank, ranks) if place.whole else slice(None)
         for slot, flat in ((WEIGHT, place.flat), *((m, state[m]) for m in MOMENTS)):
-            values = flat.detach().view(-1).narrow(0, place.offset, place.length)
-            found.append(
-                Fragment(slot=slot, name=names[place.parameter], start=place.start, values=values, mine=mine)
-            )
+            found.append(_trained(place, names[place.parameter], slot, flat, rank, ranks))
     for parameter, name in names.items():
         if not parameter.requires_grad and parameter not in trained:
             found.append(_frozen(name, parameter, engine))
@@ -101,6 +97,14 @@ def held(engine: deepspeed.DeepSpeedEngine) -> Held:
         shapes={name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()} | buffers,
         tied={name: names[p] for name, p in everywhere if name != names[p]},
     )
+
+
+def trained_weights(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """Weights alone, of what is trained: between all ranks, each element is `mine` once."""
+    names = {p: name for name, p in engine.module.named_parameters()}
+    rank, ranks = engine.global_rank, engine.world_size
+    for place in _places(engine):
+        yield _trained(place, names[place.parameter], WEIGHT, place.flat, rank, ranks)
 
 
 def clear(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -221,6 +225,12 @@ def _part(parameter: nn.Parameter, engine: deepspeed.DeepSpeedEngine) -> tuple[i
     """Where this rank's part of a parameter that ZeRO-3 has cut begins, and its length without padding."""
     start = parameter.partition_numel() * engine.optimizer._get_param_partition_rank(parameter)
     return start, max(0, min(parameter.partition_numel(), parameter.ds_numel - start))
+
+
+def _trained(place: _Place, name: str, slot: str, flat: torch.Tensor, rank: int, ranks: int) -> Fragment:
+    values = flat.detach().view(-1).narrow(0, place.offset, place.length)
+    mine = _even(place.length, rank, ranks) if place.whole else slice(None)
+    return Fragment(slot=slot, name=name, start=place.start, values=values, mine=mine)
 
 
 def _frozen(name: str, parameter: nn.Parameter, engine: deepspeed.DeepSpeedEngine) -> Fragment:

@@ -38,6 +38,16 @@ class Pair:
     blind: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A series of few measurements, each with the ends of its interval, None where there is none."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+
+
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -206,13 +216,21 @@ def _paths(
             stretch.append((x, y))
             continue
         if len(stretch) == 1:
-            yield Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.5" style="fill:{}"/>').format(
-                axes.px(stretch[0][0]), axes.py(stretch[0][1]), stroke
-            )
+            yield _dot(axes.px(stretch[0][0]), axes.py(stretch[0][1]), 2.5, f"fill:{stroke}")
         elif stretch:
             d = "L".join(f"{axes.px(x):.1f} {axes.py(y):.1f}" for x, y in _thin(stretch))
             yield Markup('<path class="{}" d="M{}" style="stroke:{}"/>').format(style, d, stroke)
         stretch = []
+
+
+def _dot(x: float, y: float, radius: float, style: str) -> Markup:
+    return Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" style="{}"/>').format(x, y, radius, style)
+
+
+def _whisker(x: float, low: float, high: float, stroke: str) -> Markup:
+    """From `low` to `high`, with a cap at each end."""
+    d = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
+    return Markup('<path class="whisker" d="{}" style="stroke:{}"/>').format(d, stroke)
 
 
 def _y_tick(y: float, text: str) -> Markup:

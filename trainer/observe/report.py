@@ -13,6 +13,7 @@ import jinja2
 
 from data_pipeline.manifest import Manifest, commit
 from trainer.observe import wording
+from trainer.observe.report_curves import benchmark_curves, incomplete_tasks
 from trainer.observe.report_incidents import incidents
 from trainer.observe.report_parts import fixed, last, mapping, total
 from trainer.observe.report_scores import examples, question_types, score_charts, score_row
@@ -63,10 +64,13 @@ def render(record: RunRecord) -> str:
         course_charts=course_charts(record.stages),
         source_charts=series_charts(record.stages, "loss/", "Loss by source"),
         norm_charts=series_charts(record.stages, "grad_norm/", "Gradient norm by module"),
+        update_charts=series_charts(record.stages, "update_norm/", "Update norm by module"),
         goodput=goodput_bars(record.stages),
         incidents=incidents(record),
         scores=[score_row(e) for e in evaluations],
         score_charts=score_charts(record.stages),
+        curves=benchmark_curves(record.stages),
+        incomplete=incomplete_tasks(record.stages),
         examples=examples(evaluations),
         question_types=question_types(evaluations),
         datasets=[_dataset(m) for m in record.manifests],

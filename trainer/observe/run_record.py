@@ -29,6 +29,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True)
+class Benchmarked:
+    """One task on one checkpoint: TASK.json. `worse`: how it is surely worse than at an earlier step, from
+    what `fovea watch` notes; None where it is not, or nobody watched."""
+
+    step: int
+    page: dict[str, Any]
+    worse: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """A stage of the recipe (`spec`, empty where only a directory speaks of it) and what it left behind."""
 
@@ -38,6 +48,7 @@ class StageRecord:
     evaluations: list[Evaluated]
     goodput: Goodput | None = None
     incidents: list[dict[str, Any]] = field(default_factory=list)
+    benchmarks: list[Benchmarked] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,7 @@ def _stage(directory: Path, spec: dict[str, Any], faults: list[str]) -> StageRec
         _evaluations(directory, faults),
         goodput_of(directory, steps),
         [a for a in about if a],
+        _benchmarks(directory, faults),
     )
 
 
@@ -143,6 +155,22 @@ def _evaluations(stage: Path, faults: list[str]) -> list[Evaluated]:
         kept = [e for e in examples if isinstance(e, dict)] if isinstance(examples, list) else []
         found.append(Evaluated(stage.name, int(number), results, kept))
     return sorted(found, key=lambda e: e.step)
+
+
+def _benchmarks(stage: Path, faults: list[str]) -> list[Benchmarked]:
+    """In the order of steps. Files that are no task's result are passed over: logs, failures, held-out."""
+    found = []
+    for directory in (stage / "eval").glob("step_*"):
+        number = directory.name.removeprefix("step_")
+        if not number.isdigit():
+            continue
+        noted = [_json(p, faults) for p in sorted(directory.glob("*.regressions.json"))]
+        worse = {r.get("task"): r for rs in noted if isinstance(rs, list) for r in rs if isinstance(r, dict)}
+        for path in sorted(directory.glob("*.json")):
+            page = {} if path.name in ("results.json", "examples.json") else _object(path, faults)
+            if {"task", "metric", "status"} <= page.keys():
+                found.append(Benchmarked(int(number), page, worse.get(page["task"])))
+    return sorted(found, key=lambda b: b.step)
 
 
 def _manifests(
