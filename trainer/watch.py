@@ -149,6 +149,12 @@ class Watch:
                     found.append({"task": name, "value": value, "from": best.parent.name, **change})
         return found
 
+    def note_regressions(self, due: Due) -> list[dict[str, Any]]:
+        """Those of `regressions`, kept for the report."""
+        found = self.regressions(due)
+        write_json(due.results / f"{self.name}.regressions.json", found)
+        return found
+
     def _failed(self, due: Due) -> dict[str, Any]:
         return _json(due.results / f"{self.name}.failed.json")
 
@@ -175,7 +181,7 @@ def _is_due_again(watched: Watch, due: Due, say: Say) -> bool:
     last = log[-1] if log else "it said nothing"
     if code == 0:
         say("\n".join([f"{name}:", *log]))
-        for r in _noted(watched, due):
+        for r in watched.note_regressions(due):
             low, high = r["interval_95"]
             change = f"{r['value']} {r['difference']:+.4g} [{low:+.4g}, {high:+.4g}]"
             say(f"  worse: {r['task']} {change} against {r['from']}")
@@ -188,12 +194,6 @@ def _is_due_again(watched: Watch, due: Due, say: Say) -> bool:
         return False
     say(f"{name} failed with code {code} and is tried again: {last}")
     return True
-
-
-def _noted(watched: Watch, due: Due) -> list[dict[str, Any]]:
-    found = watched.regressions(due)
-    write_json(due.results / f"{watched.name}.regressions.json", found)
-    return found
 
 
 def _committed(stage_dir: Path) -> list[Due]:

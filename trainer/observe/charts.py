@@ -79,6 +79,26 @@ def line_chart(
     return _frame(label, Markup("").join(parts))
 
 
+def interval_chart(own: Interval, blind: Interval, marked: Sequence[float], *, label: str) -> Markup:
+    """Scores of a model and of its blind twin, with their intervals as bars; rings around `marked` steps."""
+    series = ((blind, "var(--blind)"), (own, "var(--accent)"))  # its own is drawn on top
+    values = [v for s, _ in series for vs in (s.y, s.low, s.high) for v in vs if v is not None]
+    if not values:
+        return _frame(label, _text(WIDTH / 2, HEIGHT / 2, "no finite values", "middle"))
+    axes = _Axes.around([x for s, _ in series for x in s.x], values, log=False, from_zero=False)
+    parts = axes.draw("step")
+    for s, stroke in series:
+        if len(s.y) > 1:
+            parts += _paths(s.x, s.y, axes, stroke, "line")
+        for x, y, low, high in zip(s.x, s.y, s.low, s.high, strict=True):
+            if low is not None and high is not None:
+                parts.append(_whisker(axes.px(x), axes.py(low), axes.py(high), stroke))
+            parts.append(_dot(axes.px(x), axes.py(y), 3.5, f"fill:{stroke}"))
+            if s is own and x in marked:
+                parts.append(_dot(axes.px(x), axes.py(y), 7, "fill:none;stroke:var(--bad);stroke-width:2.5"))
+    return _frame(label, Markup("").join(parts))
+
+
 def bar_chart(pairs: Sequence[Pair], *, label: str) -> Markup:
     """Pairs of bars from 0 to 100 %, each with its number."""
 

@@ -1,0 +1,95 @@
+"""The report's section about benchmarks: each task's score against the step, by stage."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+
+from trainer.observe.charts import Interval, interval_chart
+from trainer.observe.report_parts import mapping
+from trainer.observe.run_record import Benchmarked, StageRecord
+from trainer.observe.wording import MISSING, finite
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One task at the checkpoints of one stage, asked alike each time. `rows`: step, score, blind score."""
+
+    title: str
+    asked: str
+    chart: Markup
+    rows: list[tuple[int, str, str]]
+    worse: list[str] = field(default_factory=list)
+
+
+def benchmark_curves(stages: list[StageRecord]) -> list[Curve]:
+    """A chart for each stage and task. What was asked otherwise (another limit, seed or page) is another
+    score, and gets a chart of its own."""
+    curves = []
+    for stage in stages:
+        groups: dict[str, list[Benchmarked]] = {}
+        for b in stage.benchmarks:
+            if b.page["status"] != "incomplete":
+                how = [b.page.get(key) for key in ("limit", "of", "seed", "page")]
+                groups.setdefault(json.dumps([b.page["task"], how], sort_keys=True), []).append(b)
+        curves += [_curve(stage.name, group) for _, group in sorted(groups.items())]
+    return curves
+
+
+def incomplete_tasks(stages: list[StageRecord]) -> list[str]:
+    """What has no score, and how much of it is missing."""
+    return [
+        f"{stage.name}, step {b.step:,}: {b.page['task']}, {b.page.get('missing_n', MISSING)} samples"
+        for stage in stages
+        for b in stage.benchmarks
+        if b.page["status"] == "incomplete"
+    ]
+
+
+def _curve(stage: str, found: list[Benchmarked]) -> Curve:
+    page = found[-1].page
+    name, task = str(page.get("primary")), str(page["task"])
+    own, blind = (_interval(found, name, *keys) for keys in (_OWN, _BLIND))
+    worse = [b.step for b in found if b.worse]
+    part = f" of {page['of']:,}" if page["status"] == "limited" and isinstance(page.get("of"), int) else ""
+    samples = page.get("n")
+    return Curve(
+        title=f"{task}, {stage}",
+        asked=f"{name} of {samples:,}{part} samples" if isinstance(samples, int) else name,
+        chart=interval_chart(own, blind, worse, label=f"{name} of {task} in stage {stage}, by step"),
+        rows=[(b.step, _said(b.page, name, *_OWN), _said(b.page, name, *_BLIND)) for b in found],
+        worse=[_regression(b) for b in found if b.worse],
+    )
+
+
+_OWN, _BLIND = ("scores", "interval_95"), ("blind", "blind_interval_95")
+
+
+def _ends(page: dict[str, Any], name: str, interval: str) -> tuple[float | None, float | None]:
+    ends = mapping(page.get(interval)).get(name)
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    return finite(low), finite(high)
+
+
+def _interval(found: list[Benchmarked], name: str, value: str, interval: str) -> Interval:
+    values = [finite(mapping(b.page.get(value)).get(name)) for b in found]
+    ends = [_ends(b.page, name, interval) for b in found]
+    there = [(b.step, v, *e) for b, v, e in zip(found, values, ends, strict=True) if v is not None]
+    return Interval(*([row[i] for row in there] for i in range(4)))
+
+
+def _said(page: dict[str, Any], name: str, value: str, interval: str) -> str:
+    score, (low, high) = finite(mapping(page.get(value)).get(name)), _ends(page, name, interval)
+    if score is None:
+        return MISSING
+    return f"{score:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else "")
+
+
+def _regression(b: Benchmarked) -> str:
+    found = mapping(b.worse)
+    ends = found.get("interval_95")
+    numbers = [finite(found.get("difference")), *map(finite, ends if isinstance(ends, list) else ())]
+    change, *rest = (MISSING if n is None else f"{n:+.4g}" for n in numbers)
+    interval = f" [{', '.join(rest)}]" if rest else ""
+    return f"step {b.step:,}: {found.get('value')} {change}{interval} against {found.get('from')}"
