@@ -79,6 +79,13 @@ def add_eval_verbs(verbs: Verbs) -> None:
         "--poll", type=positive, default=30, metavar="S", help="seconds between looks (%(default)s)"
     )
     p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks (%(default)s)")
+    p.add_argument(
+        "--pin",
+        type=natural,
+        default=2,
+        metavar="N",
+        help="so many checkpoints of a stage, at most, are kept until they are evaluated (%(default)s)",
+    )
 
     p = add_verb(
         verbs,
@@ -115,14 +122,27 @@ def _heldout(args: argparse.Namespace) -> int:
     with abandoning("the evaluation"):  # its results are written at its end
         quiet_libraries()
         from data_pipeline.manifest import write_json
+        from trainer.engine.pins import pinning
         from trainer.evaluation.suite import describe
         from trainer.trained import evaluate_trained, open_trained
 
-        results = evaluate_trained(open_trained(args.checkpoint))
+        with pinning() as pins:
+            pins.hold(_read(args.checkpoint))
+            results = evaluate_trained(open_trained(args.checkpoint))
         if args.out:
             write_json(args.out, results)
     print(describe(results))
     return 0
+
+
+def _read(path: Path) -> list[Path]:
+    """The checkpoint of a run that is meant by `path`, which its training must not delete meanwhile."""
+    from trainer.observe.stage_files import checkpoints_of
+
+    path = path.resolve()
+    if path.parent.name == "checkpoints" and path.is_dir():
+        return [path]
+    return [saved.path for saved in checkpoints_of(path)[:1]]
 
 
 def _tasks(args: argparse.Namespace) -> int:
@@ -178,11 +198,13 @@ def _task_rank(args: argparse.Namespace, tasks: "list[Task]") -> int:
     quiet_libraries()
     from trainer.benchmarks import Asked, describe, run_tasks
     from trainer.distributed import alone, close_world, init_world, lost_peers_are_transient
+    from trainer.engine.pins import pinning
     from trainer.subject import open_subject
 
     # Ranks meet at the end of a task: the slowest one's share may take hours more.
     world = init_world(timeout_s=24 * 3600.0) if is_rank() else alone()
-    with lost_peers_are_transient(world):
+    with lost_peers_are_transient(world), pinning() as pins:
+        pins.hold(_read(args.checkpoint) if world.is_main else ())
         opened = open_subject(world, args.checkpoint, args.batch)
         asked = Asked(tasks=tasks, data=args.data, out=args.out, limit=args.limit, seed=args.seed)
         results = run_tasks(world, opened, asked)
@@ -198,7 +220,7 @@ def _watch(args: argparse.Namespace) -> int:
     from trainer.watch import Watch, watch
 
     given_up = watch(
-        Watch.open(args.run, args.suite, args.nproc),
+        Watch.open(args.run, args.suite, args.nproc, args.pin),
         once=args.once,
         poll_s=args.poll,
         say=lambda text: print(text, flush=True),

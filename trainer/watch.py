@@ -19,6 +19,7 @@ from typing import Any
 from data_pipeline.errors import ConfigError, DataError, PreflightError
 from data_pipeline.manifest import sha256_file, write_json
 from trainer.config import Recipe, load_recipe
+from trainer.engine.pins import pinning
 from trainer.evaluation.comparison import compare_results, open_results
 from trainer.evaluation.config import Suite
 from trainer.signals import abandoning, run_process, stopped_by
@@ -60,9 +61,11 @@ class Watch:
     name: str
     suite: Suite | None
     nproc: int = 1
+    pin: int = 2
+    """So many checkpoints of a stage, at most, are kept until they are evaluated."""
 
     @classmethod
-    def open(cls, run_dir: Path, name: str, nproc: int = 1) -> "Watch":
+    def open(cls, run_dir: Path, name: str, nproc: int = 1, pin: int = 2) -> "Watch":
         """Raises ConfigError where `run_dir` is no run, or its recipe has no suite of that name."""
         page = run_dir / "recipe.resolved.yaml"
         if not page.is_file():
@@ -70,11 +73,18 @@ class Watch:
                 f"{run_dir} is no run directory: it has no recipe.resolved.yaml.\n  `fovea train` writes it."
             )
         recipe = load_recipe(page)
-        return cls(run_dir, recipe, name, recipe.suite(name), nproc)
+        return cls(run_dir, recipe, name, recipe.suite(name), nproc, pin)
 
     def due(self) -> list[Due]:
         """Checkpoints without results of this suite, in the order of training."""
         return [d for d in self.checkpoints() if not self.is_done(d) and not self.is_given_up(d)]
+
+    def next_of(self, due: list[Due]) -> list[Path]:
+        """Those of `due` that must not be deleted: of each stage the first ones."""
+        by_stage: dict[str, list[Path]] = {}
+        for d in due:
+            by_stage.setdefault(d.stage, []).append(d.checkpoint)
+        return [path for paths in by_stage.values() for path in paths[: self.pin]]
 
     def given_up(self) -> list[Due]:
         return [d for d in self.checkpoints() if not self.is_done(d) and self.is_given_up(d)]
@@ -164,18 +174,24 @@ def watch(watched: Watch, *, once: bool, poll_s: float, say: Say) -> list[Due]:
 
     Raises ConfigError where another process watches the same run with the same suite.
     """
-    with _only_one(watched), abandoning(f"watching {watched.run_dir}"):
+    tried: set[Due] = set()
+    with _only_one(watched), abandoning(f"watching {watched.run_dir}"), pinning() as pins:
         while True:
             due = watched.due()
-            if not due and (once or watched.is_over()):
+            fresh, again = ([d for d in due if (d in tried) == was] for was in (False, True))
+            pins.hold(watched.next_of([*fresh, *again]))
+            if fresh:
+                tried.add(fresh[0])
+                _evaluate(watched, fresh[0], say)
+            elif not due and (once or watched.is_over()):
                 return watched.given_up()
-            again = [_is_due_again(watched, checkpoint, say) for checkpoint in due]
-            if not due or any(again):
+            else:
                 time.sleep(poll_s)
+                tried.clear()
 
 
-def _is_due_again(watched: Watch, due: Due, say: Say) -> bool:
-    """Evaluate one checkpoint; whether it failed by what may pass."""
+def _evaluate(watched: Watch, due: Due, say: Say) -> None:
+    """Evaluate one checkpoint, and say what came of it."""
     code = watched.evaluate(due)
     name, log = f"{due.stage}/{due.results.name}", said(due.results / f"{watched.name}.log")
     last = log[-1] if log else "it said nothing"
@@ -185,15 +201,12 @@ def _is_due_again(watched: Watch, due: Due, say: Say) -> bool:
             low, high = r["interval_95"]
             change = f"{r['value']} {r['difference']:+.4g} [{low:+.4g}, {high:+.4g}]"
             say(f"  worse: {r['task']} {change} against {r['from']}")
-        return False
-    if not due.checkpoint.exists():
-        say(f"{name} was deleted before it was evaluated: raise the stage's keep_checkpoints")
-        return False
-    if watched.is_given_up(due):
+    elif not due.checkpoint.exists():
+        say(f"{name} was deleted before it was evaluated: raise --pin, or the stage's keep_checkpoints")
+    elif watched.is_given_up(due):
         say(f"{name} is given up, code {code}: {last}")
-        return False
-    say(f"{name} failed with code {code} and is tried again: {last}")
-    return True
+    else:
+        say(f"{name} failed with code {code} and is tried again: {last}")
 
 
 def _committed(stage_dir: Path) -> list[Due]:

@@ -10,8 +10,6 @@ import errno
 import json
 import os
 import re
-import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +28,7 @@ from data_pipeline.errors import (
     PreflightError,
 )
 from data_pipeline.manifest import json_bytes, write_json
+from trainer.engine.place import Place, clock_of, is_alive
 
 BEAT_S = 10.0
 """Seconds between two heartbeats."""
@@ -47,24 +46,6 @@ NOT_COUNTED = {c.exit_code for c in (ConfigError, PreflightError, DataError, Pre
 """Exit codes of attempts that say nothing about progress: refused before a step, or stopped by somebody."""
 
 _NAME = re.compile(r"(\d{6})\.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Processes of equal places see one another's process numbers."""
-
-    host: str
-    boot: str
-    processes: str
-
-    @classmethod
-    def here(cls) -> "Place":
-        boot = Path("/proc/sys/kernel/random/boot_id")
-        return cls(
-            host=socket.gethostname(),
-            boot=boot.read_text().strip() if boot.exists() else "",
-            processes=os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else "",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +97,7 @@ class Attempt:
         if self.ended is not None:
             return True
         if self.place == me.place:
-            return not _alive(self.pid, self.began)
+            return not is_alive(self.pid, self.began)
         if self.job and self.job == me.job and self.requeued < me.requeued:
             return True  # Slurm requeues a job only once its last run has ended
         return silent_s > limit_s
@@ -210,7 +191,7 @@ def refuse_held(stage_dir: Path, me: Attempt, *, silent_s: float = SILENT_S) -> 
         path = folder / f"{number:06d}.json"
         try:
             attempt = Attempt.read(path)
-            silent = _now(folder) - path.stat().st_mtime
+            silent = clock_of(folder) - path.stat().st_mtime
         except FileNotFoundError:
             break  # taken away by a reset at this moment
         if not attempt.is_gone(me, silent, silent_s):
@@ -295,21 +276,6 @@ def _linked(mine: Path, path: Path) -> bool:
         path.unlink()
         return False
     return True
-
-
-def _now(folder: Path) -> float:
-    """By the clock that gives the files there their times."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".") as f:
-        return os.fstat(f.fileno()).st_mtime
-
-
-def _alive(pid: int, began: float) -> bool:
-    """Whether it is that process, and not a later one with its number."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - began) < 1
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _elsewhere(path: Path, silent: float, limit: float) -> str:

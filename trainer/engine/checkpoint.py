@@ -28,6 +28,7 @@ from data_pipeline.manifest import sha256_file
 from trainer.distributed import World, all_sum_exactly, from_main
 from trainer.engine.fragment_files import FragmentFiles, Sums, added, sums_of
 from trainer.engine.fragments import Held, clear, held, refresh, set_counts
+from trainer.engine.pins import pinned
 from trainer.engine.state import TrainState
 
 COMPLETE = "COMPLETE.json"
@@ -201,15 +202,18 @@ def set_aside(stage_dir: Path, beyond: int) -> list[Path]:
 
 
 def retain(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep`, and frozen weights that none of these refers to.
+    """Delete all but the newest `keep` and those that are pinned, and frozen weights that none of these
+    refers to.
 
     The newest was committed before this is called.
     """
-    all_of_them = committed(checkpoints)
-    for old in all_of_them[:-keep]:
-        remove(old)
+    all_of_them, pins = committed(checkpoints), pinned(checkpoints.parent)
+    kept = [p for p in all_of_them if p in all_of_them[-keep:] or p.name in pins]
+    for old in all_of_them:
+        if old not in kept:
+            remove(old)
     try:
-        used = {json.loads((p / COMPLETE).read_text("utf-8")).get("frozen") for p in all_of_them[-keep:]}
+        used = {json.loads((p / COMPLETE).read_text("utf-8")).get("frozen") for p in kept}
     except (OSError, ValueError, AttributeError):
         return  # a damaged one may refer to anything
     for path in checkpoints.glob("frozen-*"):
