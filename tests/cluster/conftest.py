@@ -13,21 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from small_run import prepare
+
 ROOT = Path(__file__).parents[2]
 RIG = ROOT.parent / "shared" / "rig" / "slurm"
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 
-RECIPE = """
-name: small
-seed: 3
-data: {datasets: [data]}
-backbones:
-  path: backbones
-  vision: {width: 16, layers: 1, heads: 2, steps: 2, batch: 4}
-  language: {width: 32, layers: 2, heads: 2, kv_heads: 1, vocabulary: 300, steps: 2, batch: 2}
-model:
-  image: {longest_edge: 32, patch: 8}
-  connector: {kind: pixel_shuffle, factor: 2}
+STAGES = """
 defaults:
   global_batch: 4
   micro_batch: 2
@@ -138,7 +130,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip("the Slurm rig starts as root only")
     state = tmp_path_factory.mktemp("slurm")
     logs = tmp_path_factory.mktemp("jobs")
-    up = ["bash", RIG / "slurm-up.sh", state, "--nodes", "3", "--gpus", "2", "--port", "19300"]
+    port = 19300 + os.getpid() % 100 * 100  # another session on this machine has another
+    up = ["bash", RIG / "slurm-up.sh", state, "--nodes", "3", "--gpus", "2", "--port", str(port)]
     started = subprocess.run(up, capture_output=True, text=True, check=False)
     try:
         if started.returncode:
@@ -168,18 +161,7 @@ def fovea(*words: object, **env: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with recipe.yaml, data/ and backbones/; not to be written to."""
-    run = tmp_path_factory.mktemp("prepared")
-    (run / "recipe.yaml").write_text(RECIPE)
-    counts = {"scenes_alt": 60, "scenes_dense": 60, "scenes_qa": 60, "scenes_dialogue": 5, "scenes_text": 20}
-    for words in (
-        ("data", "scenes", "--out", run / "raw", "--pages", 2, "--pdfs", 1),
-        ("data", "build", "demo", "--inputs", run / "raw", "--out", run / "data",
-         *(f"sources.{k}.count={v}" for k, v in counts.items())),
-        ("backbones", run / "recipe.yaml", "--run", run),
-    ):  # fmt: skip
-        done = fovea(*words)
-        assert done.returncode == 0, done.stderr
-    return run
+    return prepare(tmp_path_factory.mktemp("prepared"), STAGES, fovea)
 
 
 @pytest.fixture

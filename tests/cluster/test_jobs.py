@@ -2,8 +2,11 @@
 
 import json
 import re
+import signal
+import subprocess
 import time
 
+import psutil
 import pytest
 
 from trainer.engine import checkpoint
@@ -21,11 +24,22 @@ def attempts(run, stage):
     return [json.loads(f.read_text()) for f in files]
 
 
-def wait_for(true, seconds=60):
+def wait_for(look, seconds=60):
     deadline = time.monotonic() + seconds
-    while not true():
+    while not (found := look()):
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    return found
+
+
+def stopped(run):
+    """Ranks of the run that a signal has stopped."""
+    found = psutil.process_iter(["cmdline", "status"])
+    return [
+        p
+        for p in found
+        if p.info["status"] == psutil.STATUS_STOPPED and str(run) in (p.info["cmdline"] or ())
+    ]
 
 
 @pytest.fixture
@@ -121,4 +135,40 @@ def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster, run_dir, env,
         cluster.command("scancel", job, check=False)
         cluster.node("start", last)
     assert "align: resuming after step 4" in cluster.output(job)
+    assert metrics(run_dir, "align") == metrics(unbroken, "align")
+
+
+def test_a_job_requeued_by_hand_then_cancelled_loses_nothing_though_the_scratch_disk_is_full(
+    cluster, run_dir, env, unbroken, tmp_path
+):
+    """A rank that stops itself holds the run at steps 3 and 5; woken, it finds what Slurm has sent it."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", scratch]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    env |= {"SCRATCH": scratch}
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            (scratch / "left behind").write_bytes(bytes(2**17))
+        job = cluster.submit("stage1.sh", TRAIN_OPTIONS="--faults stop:1@3,stop:1@5", **env)
+        cluster.said(job, "align  step 1/8")
+        (rank,) = wait_for(lambda: stopped(run_dir))
+        cluster.command("scontrol", "requeue", job)
+        rank.send_signal(signal.SIGCONT)
+        cluster.said(job, "align: resuming after step 3")
+        (rank,) = wait_for(lambda: stopped(run_dir))
+        cluster.command("scancel", job)
+        rank.send_signal(signal.SIGCONT)
+        assert cluster.wait(job)["JobState"] == "CANCELLED"
+        again = cluster.submit("stage1.sh", **env)
+        assert cluster.wait(again)["JobState"] == "COMPLETED", cluster.output(again)
+    finally:
+        subprocess.run(["umount", scratch], check=True)
+    assert "align: resuming after step 5" in cluster.output(again)
+    assert [(a["job"], a["ended"]) for a in attempts(run_dir, "align")] == [
+        (job, 143),
+        (job, 143),
+        (again, 0),
+    ]
     assert metrics(run_dir, "align") == metrics(unbroken, "align")

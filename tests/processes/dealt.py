@@ -4,17 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.batch import IGNORE, Batch
-from modalities import CASES, ROWS, Case, draw_batch, model_of, page_of, stage_of
-from trainer.config import Recipe, Stage
+from modalities import CASES, ROWS, Case, draw_batch, run_on, stage_of
+from trainer.config import Stage
 from trainer.distributed import World
-from trainer.engine.ds_config import merge_ds_config
-from trainer.engine.gate import Gate
 from trainer.engine.guard import Guard
-from trainer.engine.initialize import initialize
-from trainer.engine.state import TrainState
-from trainer.figures import Figures
-from trainer.models.freeze import count_parameters, parameter_groups
-from trainer.models.gradients import GradientCheck
 from trainer.run import Run
 
 STEPS, LR, CLIP = 3, 2e-3, 0.3
@@ -65,32 +58,5 @@ def run_of(
     world: World, zero: dict[str, Any], accumulation: int, directory: Path = Path("/nowhere"), **keys: Any
 ) -> Run:
     """A Run of EVERYTHING (all ranks) in fp32; `keys` are of the stage."""
-    stage = stage_for(world.size * accumulation, **keys)
-    model = model_of(EVERYTHING, stage)
-    groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
-    config = merge_ds_config(
-        {"zero_optimization": zero},
-        micro_batch=ROWS,
-        accumulation=accumulation,
-        world_size=world.size,
-        clip=stage.clip,
-    )
-    parameters = count_parameters(model, stage.train)
-    engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas)
-    recipe = Recipe(name="dealt", model=page_of(EVERYTHING), stages=(stage,))
-    return Run(
-        recipe=recipe,
-        stage=stage,
-        stage_dir=directory,
-        world=world,
-        accumulation=accumulation,
-        stream=Dealt(world.rank, accumulation),
-        engine=engine,
-        gate=Gate(engine),
-        state=TrainState(),
-        fingerprints={},
-        parameters=parameters,
-        gradients=GradientCheck(engine.module),
-        figures=Figures(recipe, stage, engine.module, world),
-        sinks=[],
-    )
+    stage, stream = stage_for(world.size * accumulation, **keys), Dealt(world.rank, accumulation)
+    return run_on(world, EVERYTHING, stage, stream, zero, accumulation=accumulation, directory=directory)

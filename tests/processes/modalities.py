@@ -4,7 +4,6 @@ The ranks take the project's own steps (trainer/loop.py) under ZeRO-3; the twin 
 global batches.
 """
 
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -190,43 +189,59 @@ class Drawn:
         return {"ledger": 0, "window": 0, "row": self.step}
 
 
+def run_on(
+    world: World,
+    case: Case,
+    stage: Stage,
+    stream: Any,
+    zero: dict[str, Any],
+    *,
+    accumulation: int,
+    directory: Path = Path("/nowhere"),
+    backend: str = "inductor",
+) -> Run:
+    """The case as a Run in fp32 (all ranks), which gets its batches from `stream`."""
+    model = model_of(case, stage)
+    parameters = count_parameters(model, stage.train)
+    model.enable_activation_checkpointing(stage.activation_checkpointing)
+    groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
+    config = merge_ds_config(
+        {"zero_optimization": zero},
+        micro_batch=stage.micro_batch,
+        accumulation=accumulation,
+        world_size=world.size,
+        clip=stage.clip,
+    )
+    regions = compile_regions(model, backend) if stage.compile else []
+    engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas, whole=regions)
+    recipe = Recipe(name="drawn", model=page_of(case), stages=(stage,))
+    return Run(
+        recipe=recipe,
+        stage=stage,
+        stage_dir=directory,
+        world=world,
+        accumulation=accumulation,
+        stream=stream,
+        engine=engine,
+        gate=Gate(engine),
+        state=TrainState(),
+        fingerprints={},
+        parameters=parameters,
+        gradients=GradientCheck(engine.module),
+        figures=Figures(recipe, stage, engine.module, world),
+        sinks=[],
+    )
+
+
 def ranks_train(
     world: World, names: list[str], steps: int, backend: str = "inductor"
 ) -> dict[str, list[float]]:
     """The loss of each step of each case (all ranks), fp32 under ZeRO-3 with nothing kept whole."""
-    losses = {}
+    losses, zero3 = {}, {"stage": 3, "stage3_param_persistence_threshold": 0}
     for name in names:
-        stage = stage_of(CASES[name], world.size, steps)
-        model = model_of(CASES[name], stage)
-        parameters = count_parameters(model, stage.train)
-        model.enable_activation_checkpointing(stage.activation_checkpointing)
-        groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=stage.weight_decay)
-        config = merge_ds_config(
-            {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
-            micro_batch=stage.micro_batch,
-            accumulation=ACCUMULATION,
-            world_size=world.size,
-            clip=stage.clip,
-        )
-        regions = compile_regions(model, backend) if stage.compile else []
-        engine = initialize(model, groups, config, lr=stage.lr, betas=stage.betas, whole=regions)
-        recipe = Recipe(name="drawn", model=page_of(CASES[name]), stages=(stage,))
-        run = Run(
-            recipe=recipe,
-            stage=stage,
-            stage_dir=Path(tempfile.gettempdir()),  # nothing is written
-            world=world,
-            accumulation=ACCUMULATION,
-            stream=Drawn(CASES[name], world.rank),
-            engine=engine,
-            gate=Gate(engine),
-            state=TrainState(),
-            fingerprints={},
-            parameters=parameters,
-            gradients=GradientCheck(engine.module),
-            figures=Figures(recipe, stage, engine.module, world),
-            sinks=[],
-        )
+        case = CASES[name]
+        stage, stream = stage_of(case, world.size, steps), Drawn(case, world.rank)
+        run = run_on(world, case, stage, stream, zero3, accumulation=ACCUMULATION, backend=backend)
         losses[name] = [train_step(run)["loss"] for _ in range(steps)]
     return losses
 

@@ -62,6 +62,17 @@ def batch(step: int, rank: int) -> Batch:
         ids[:, 2:7] = torch.tensor([40, 42, 42, 42, 41])
         image_ids[:, 3:6] = torch.tensor([[1], [2]])
         labels[:, 1:6] = -100
+    return two_rows(ids, labels, image_ids, grids, draw)
+
+
+def two_rows(
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    image_ids: torch.Tensor,
+    grids: tuple[tuple[int, int], ...],
+    draw: torch.Generator,
+) -> Batch:
+    """int64[2, 12] each; the patches of the images of these grids are drawn, 8 pixels a side."""
     index = [(n, i // c, i % c) for n, (r, c) in enumerate(grids) for i in range(r * c)]
     return Batch(
         input_ids=ids,

@@ -10,17 +10,9 @@ from pathlib import Path
 
 import pytest
 
-RECIPE = """
-name: small
-seed: 3
-data: {datasets: [data]}
-backbones:
-  path: backbones
-  vision: {width: 16, layers: 1, heads: 2, steps: 2, batch: 4}
-  language: {width: 32, layers: 2, heads: 2, kv_heads: 1, vocabulary: 300, steps: 2, batch: 2}
-model:
-  image: {longest_edge: 32, patch: 8}
-  connector: {kind: pixel_shuffle, factor: 2}
+from small_run import prepare
+
+STAGES = """
 defaults:
   global_batch: 4
   micro_batch: 2
@@ -61,18 +53,7 @@ def fovea(*words: object, env: dict[str, str] | None = None) -> subprocess.Compl
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with recipe.yaml, data/ and backbones/; not to be written to."""
-    run = tmp_path_factory.mktemp("prepared")
-    (run / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    counts = {"scenes_alt": 60, "scenes_dense": 60, "scenes_qa": 60, "scenes_dialogue": 5, "scenes_text": 20}
-    for words in (
-        ("data", "scenes", "--out", run / "raw", "--pages", 2, "--pdfs", 1),
-        ("data", "build", "demo", "--inputs", run / "raw", "--out", run / "data",
-         *(f"sources.{k}.count={v}" for k, v in counts.items())),
-        ("backbones", run / "recipe.yaml", "--run", run),
-    ):  # fmt: skip
-        done = fovea(*words)
-        assert done.returncode == 0, done.stderr
-    return run
+    return prepare(tmp_path_factory.mktemp("prepared"), STAGES, fovea)
 
 
 @pytest.fixture

@@ -1,14 +1,10 @@
 """Training on ranks of which one hangs, dies or is slow: the line, the code, the stacks, nothing left."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from unittest.mock import Mock
 
 import psutil
@@ -18,33 +14,14 @@ import torch
 from data_pipeline.errors import TransientError
 from trainer.engine.attempts import Attempt, attempts_dir
 from trainer.out_of_memory import explained
+from training import family, leaving_nothing, start, train
 
 WATCHED = ("stages.align.watchdog.floor_s=3", "stages.align.watchdog.first_s=40")
 STEP = 7
 
 
-@contextmanager
-def started(run_dir, *words, env=None):
-    """`fovea train`; afterwards nothing is left of it, and what was is in the list it gives."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.cli", "train", run_dir / "recipe.yaml", "--stage", "align",
-         "--run", run_dir, *map(str, words), *WATCHED],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        for p in family(process.pid):
-            p.kill()
-        process.communicate()
-
-
-def family(pid):
-    try:
-        return [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess:
-        return []
+def watched(run_dir, *words, env=None):
+    return leaving_nothing(train(run_dir, *words, *WATCHED, env=env))
 
 
 def end(process, seconds=240):
@@ -92,9 +69,7 @@ def seconds_of(run_dir, last, event):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["stop", "gil"])
 def test_a_rank_that_hangs_ends_the_run_within_its_limit(run_dir, kind):
-    with started(
-        run_dir, "--nproc", 2, "--faults", f"{kind}:1@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}
-    ) as process:
+    with watched(run_dir, "--faults", f"{kind}:1@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
         code, output = end(process)
         assert gone(run_dir)
     assert code == 75, output
@@ -116,9 +91,7 @@ def test_a_rank_that_hangs_ends_the_run_within_its_limit(run_dir, kind):
 @pytest.mark.parametrize(("kind", "how"), [("kill:0", "SIGKILL"), ("abort:1", "SIGABRT")])
 def test_a_rank_that_dies_is_named_with_its_place(run_dir, kind, how):
     rank = int(kind[-1])
-    with started(
-        run_dir, "--nproc", 2, "--faults", f"{kind}@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}
-    ) as process:
+    with watched(run_dir, "--faults", f"{kind}@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
         code, output = end(process)
         assert gone(run_dir)
     assert code == 75, output
@@ -139,11 +112,12 @@ def test_a_rank_that_dies_is_named_with_its_place(run_dir, kind, how):
 def test_ranks_without_a_launcher_end_by_themselves_where_one_hangs_for_want_of_data(run_dir):
     """As under srun or torchrun: nobody sees them all. What prepares rank 1's data stands still."""
     marked = {"FOVEA_TEST_RUN": str(run_dir), "WORLD_SIZE": "2", "MASTER_PORT": str(free_port())}
-    words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
+    words = ("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, *WATCHED)
+    words += ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
     file = run_dir / "align" / "metrics.jsonl"
     with (
-        started(run_dir, *words, env={**marked, "RANK": "0", "LOCAL_RANK": "0"}) as zero,
-        started(run_dir, *words, env={**marked, "RANK": "1", "LOCAL_RANK": "1"}) as one,
+        leaving_nothing(start(*words, env={**marked, "RANK": "0", "LOCAL_RANK": "0"})) as zero,
+        leaving_nothing(start(*words, env={**marked, "RANK": "1", "LOCAL_RANK": "1"})) as one,
     ):
         until(lambda: file.exists() and file.read_text().count("\n") > 4)
         for p in family(one.pid)[:-1]:
@@ -180,7 +154,7 @@ def free_port():
 def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost_rank(run_dir):
     words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
     file = run_dir / "align" / "metrics.jsonl"
-    with started(run_dir, "--nproc", 2, *words, env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
+    with watched(run_dir, *words, env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
         until(lambda: file.exists() and file.read_text().count("\n") > 4)
         (one,) = [p for p in psutil.Process(process.pid).children() if p.environ()["RANK"] == "1"]
         server = next(p for p in one.children() if "forkserver" in " ".join(p.cmdline()))
@@ -198,7 +172,7 @@ def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_rank_without_memory_says_what_it_held_and_what_it_was_at(run_dir):
-    with started(run_dir, "--nproc", 2, "--faults", f"oom:1@{STEP}") as process:
+    with watched(run_dir, "--faults", f"oom:1@{STEP}") as process:
         code, output = end(process)
     assert code == 75, output
     assert f"rank 1 ran out of memory in step {STEP}: MemoryError" in output
@@ -225,7 +199,7 @@ def test_torch_s_own_word_for_want_of_memory_is_known_and_other_errors_stay_what
 @pytest.mark.timeout(600)
 def test_a_slow_rank_is_named_with_its_cause_and_the_run_goes_on(run_dir):
     words = ("stages.align.watchdog.straggler_steps=6", "--faults", "slow:1@1")
-    with started(run_dir, "--nproc", 2, *words) as process:
+    with watched(run_dir, *words) as process:
         code, output = end(process)
     assert code == 0, output
     found = [e for e in events(run_dir) if e["event"] == "straggler"]

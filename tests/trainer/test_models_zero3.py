@@ -7,6 +7,7 @@ import deepspeed
 import pytest
 import torch
 
+from adapted import two_rows
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec, Perceiver, PixelShuffle
 from ranks import on_ranks
@@ -48,18 +49,7 @@ def by_turns(kind: str, step: int, rank: int) -> Batch:
         labels[:] = -100 if rank else labels  # and a rank without one target
     # Images of other sizes on each rank and step: the modules are still called once each.
     grids = ((4, 4), (1 + step, 3))[:images]
-    count = sum(r * c for r, c in grids)
-    index = [(n, i // c, i % c) for n, (r, c) in enumerate(grids) for i in range(r * c)]
-    return Batch(
-        input_ids=ids,
-        labels=labels,
-        positions=torch.arange(12).expand(2, 12),
-        document_ids=torch.ones_like(ids),
-        image_ids=image_ids,
-        patches=torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator),
-        patch_index=torch.tensor(index, dtype=torch.int64).view(-1, 3),
-        grids=grids,
-    )
+    return two_rows(ids, labels, image_ids, grids, generator)
 
 
 def train_by_turns(world: World, kind: str, trained: list[str]) -> None:

@@ -1,30 +1,17 @@
 """A killed run, repeated, is the unbroken run."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 
 from trainer.observe.goodput import goodput_of
+from training import train
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
-
-
-def start(run_dir, *overrides):
-    words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2, *overrides]
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer.cli", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def kill_rank_after(process, metrics_file, step, rank):
@@ -41,14 +28,14 @@ def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_d
     unbroken = metrics(trained / "align")
     began = time.time()
     for step, rank in ((5, 1), (9, 0)):
-        process = start(run_dir)
+        process = train(run_dir)
         kill_rank_after(process, run_dir / "align" / "metrics.jsonl", step, rank)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 75, output
         assert f"rank {rank}" in output
         assert "SIGKILL" in output
         assert "Traceback" not in output
-    process = start(run_dir)
+    process = train(run_dir)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "resuming after step" in output

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from trainer.observe.goodput import goodput_of
+from training import train
 
 SECONDS = float(os.environ.get("FOVEA_SOAK_S", "100"))
 STEPS = max(100, int(SECONDS * 2))
@@ -22,15 +23,7 @@ NO_PROGRESS = 93
 
 
 def start(run: Path) -> subprocess.Popen[str]:
-    words = ["train", run / "recipe.yaml", "--stage", "align", "--run", run, "--nproc", 2]
-    words += [f"stages.align.steps={STEPS}", "stages.align.checkpoint_every=10"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "trainer.cli", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return train(run, f"stages.align.steps={STEPS}", "stages.align.checkpoint_every=10")
 
 
 def strike(process: subprocess.Popen[str], draw: random.Random) -> str:

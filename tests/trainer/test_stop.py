@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -13,41 +10,13 @@ import pytest
 
 from trainer.engine import checkpoint
 from trainer.engine.attempts import Attempt, Lease, Place, attempts_dir
+from training import family, leaving_nothing, start, train
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
 
 
-@contextmanager
 def training(run_dir, *words, env=None):
-    """`fovea train` on two ranks, in a process group of its own; nothing of it is left afterwards."""
-    words = ("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2, *words)
-    with started(*words, env=env) as process:
-        yield process
-
-
-@contextmanager
-def started(*words, env=None):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.cli", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        process_group=0,
-    )
-    try:
-        yield process
-    finally:
-        for p in family_of(process):
-            p.kill()
-        process.wait()
-
-
-def family_of(process):
-    try:
-        return [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        return []
+    return leaving_nothing(train(run_dir, *words, env=env))
 
 
 def rank(process, number):
@@ -189,7 +158,7 @@ def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
     words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
     with training(run_dir, *words) as process:
         until(lambda: file.exists() and file.read_text().count("\n") > 3, process)
-        workers = [p for p in family_of(process) if "multiprocessing.forkserver" in " ".join(p.cmdline())]
+        workers = [p for p in family(process.pid) if "multiprocessing.forkserver" in " ".join(p.cmdline())]
         assert len(workers) == 4  # a server and a worker for each rank
         try:
             for worker in workers:
@@ -226,7 +195,7 @@ def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(traine
     evaluated = trained / "align" / "eval"
     assert not evaluated.exists()
     for number, code in ((signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGINT, 130)):
-        with started("eval", trained / "align", "--out", out) as process:
+        with leaving_nothing(start("eval", trained / "align", "--out", out)) as process:
             until(lambda pid=process.pid: catches_sigterm(pid), process)
             process.send_signal(number)
             process.send_signal(number)
@@ -240,7 +209,7 @@ def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(traine
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_demo_hands_a_request_to_its_verb_and_ends_with_its_code(tmp_path):
-    with started("demo", "--fast", "--out", tmp_path / "demo") as process:
+    with leaving_nothing(start("demo", "--fast", "--out", tmp_path / "demo")) as process:
         verb = until(lambda: psutil.Process(process.pid).children(), process)[0]
         process.send_signal(signal.SIGTERM)
         code, output = end(process)

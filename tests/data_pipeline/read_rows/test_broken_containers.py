@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import gzip
-import io
 import json
 import pickle
 import tarfile
@@ -15,35 +14,8 @@ import pytest
 from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.reading import Fault
 from data_pipeline.build.read.rows import lines
-
-
-class Program:
-    """Unpickling this writes a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
-def make_tar(*members, end=True):
-    """(name, data) or TarInfo; `end` False leaves out the blocks of zeros."""
-    out = io.BytesIO()
-    for member in members:
-        info, data = (
-            (member, b"") if isinstance(member, tarfile.TarInfo) else (tarfile.TarInfo(member[0]), member[1])
-        )
-        if data:
-            info.size = len(data)
-        out.write(info.tobuf(tarfile.GNU_FORMAT) + data + b"\0" * (-len(data) % 512))
-    return out.getvalue() + b"\0" * 1024 * end
-
-
-def special(name, type_, link="/etc/hostname", size=0):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = type_, link, size
-    return info
+from hostile.program import Program
+from hostile.tars import special, tar_of
 
 
 def seen(found):
@@ -71,7 +43,7 @@ GOOD = (("a.jpg", b"A" * 700), ("a.txt", b"one"), ("b.jpg", b"B" * 700), ("b.txt
     ],
 )
 def test_a_tar_that_was_cut_says_so_and_gives_what_came_before(place, rows, cut, expected):
-    data = make_tar(*GOOD)
+    data = tar_of(*GOOD)
     found = rows.of(place({"x.tar": data[:cut]}), "x.tar")
     assert seen(found) == expected
     if expected[0] == "a":
@@ -79,7 +51,7 @@ def test_a_tar_that_was_cut_says_so_and_gives_what_came_before(place, rows, cut,
 
 
 def test_every_place_where_a_tar_can_be_cut_gives_a_fault_and_no_wrong_byte(folder, rows):
-    data = make_tar(*GOOD)
+    data = tar_of(*GOOD)
     for cut in range(0, len(data) - 1024, 97):
         (folder / "x.tar").write_bytes(data[:cut])
         *kept, last = rows.of(Tree.at(folder), "x.tar")
@@ -89,7 +61,7 @@ def test_every_place_where_a_tar_can_be_cut_gives_a_fault_and_no_wrong_byte(fold
 
 
 def test_a_tar_that_is_none_or_breaks_within_is_named(place, rows):
-    files = {"text.tar": b"hello " * 300, "middle.tar": make_tar(*GOOD[:2], end=False) + b"\1" * 2048}
+    files = {"text.tar": b"hello " * 300, "middle.tar": tar_of(*GOOD[:2], end=False) + b"\1" * 2048}
     tree = place(files)
     assert seen(rows.of(tree, "text.tar")) == [("byte 512", "broken tar")]
     assert seen(rows.of(tree, "middle.tar")) == ["a", ("byte 3072, sample a", "broken tar")]
@@ -116,7 +88,7 @@ def test_a_tar_that_is_none_or_breaks_within_is_named(place, rows):
     ],
 )
 def test_a_member_that_is_refused_costs_its_sample_alone(place, rows, members, reason):
-    data = make_tar(*GOOD[:2], ("b.jpg", b"B"), ("b.txt", b"two"), *members, ("c.txt", b"three"))
+    data = tar_of(*GOOD[:2], ("b.jpg", b"B"), ("b.txt", b"two"), *members, ("c.txt", b"three"))
     tree = place({"x.tar": data})
     tree = Tree(tree.fs, tree.root, max_bytes=4000)
     assert seen(rows.of(tree, "x.tar", max_row=2000)) == ["a", ("sample b", reason), "c"]
@@ -124,7 +96,7 @@ def test_a_member_that_is_refused_costs_its_sample_alone(place, rows, members, r
 
 @pytest.mark.parametrize("name", ["/abs.jpg", "../up.jpg", "a/../../up.jpg"])
 def test_members_whose_names_leave_the_folder_are_refused_and_nothing_is_written(folder, rows, name):
-    (folder / "x.tar").write_bytes(make_tar((name, b"x"), ("ok.txt", b"t")))
+    (folder / "x.tar").write_bytes(tar_of((name, b"x"), ("ok.txt", b"t")))
     (first, second) = rows.of(Tree.at(folder), "x.tar")
     assert first.value.reason == "refused member"
     assert second.value["txt"] == "t"
@@ -132,12 +104,12 @@ def test_members_whose_names_leave_the_folder_are_refused_and_nothing_is_written
 
 
 def test_a_key_that_comes_again_is_a_fault(place, rows):
-    data = make_tar(("a.txt", b"1"), ("b.txt", b"2"), ("a.jpg", b"3"), ("c.txt", b"4"))
+    data = tar_of(("a.txt", b"1"), ("b.txt", b"2"), ("a.jpg", b"3"), ("c.txt", b"4"))
     assert seen(rows.of(place({"x.tar": data}), "x.tar")) == ["a", "b", ("sample a", "duplicate key"), "c"]
 
 
 def test_members_of_other_formats_are_named_and_not_read(place, rows):
-    data = make_tar(
+    data = tar_of(
         ("a.txt", b"1"), ("a.mp4", b"2"), ("._a.jpg", b"3"), ("README", b"4"), special("d.x", tarfile.DIRTYPE)
     )
     found = rows.of(place({"x.tar": data}), "x.tar")
@@ -158,7 +130,7 @@ def test_a_pickle_in_a_tar_is_not_opened(folder, rows):
     data = pickle.dumps(Program(ran))
     names = ("pyd", "pkl", "pickle", "pth", "npy", "npz", "cls", "txt", "json")
     members = [(f"{n}.{ending}", data) for n, ending in enumerate(names)]
-    (folder / "x.tar").write_bytes(make_tar(*members))
+    (folder / "x.tar").write_bytes(tar_of(*members))
     assert all(isinstance(r.value, Fault) for r in rows.of(Tree.at(folder), "x.tar"))
     assert not ran.exists()
     with contextlib.suppress(OSError):
