@@ -1,5 +1,6 @@
 """How worker processes start: from a server that has loaded what they need, and nothing of this process."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import signal
@@ -38,15 +39,15 @@ class WorkerMemory:
         self._held: dict[int, tuple[BaseProcess, int]] = {}
 
     def look(self, workers: Iterable[BaseProcess]) -> None:
-        if (now := time.monotonic()) - self._looked < self._every_s:
+        """At most every so often, but at once at a worker that was never looked at."""
+        there = [w for w in workers if w.pid is not None and w.is_alive()]
+        now = time.monotonic()
+        if now - self._looked < self._every_s and all(w.pid in self._held for w in there):
             return
         self._looked = now
-        for worker in workers:
-            if worker.pid is not None and worker.is_alive():
-                try:
-                    self._held[worker.pid] = worker, psutil.Process(worker.pid).memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
+        for worker in there:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._held[worker.pid] = worker, psutil.Process(worker.pid).memory_info().rss
 
     def __str__(self) -> str:
         gone = [(pid, rss) for pid, (worker, rss) in self._held.items() if not worker.is_alive()]
