@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -42,8 +42,9 @@ def write(
     path: Path,
     fragments: Mapping[str, tuple[int, torch.Tensor]],
     wrote: Callable[[int], object] = lambda nbytes: None,
+    sync: bool = True,
 ) -> dict[str, Any]:
-    """Key -> (where it begins, values in the host's memory, 1-D), into the file `path`; on disk on return.
+    """Key -> (where it begins, values, 1-D), into the file `path`; with `sync` on disk on return.
 
     `wrote` is told of each piece that was handed to the system, in bytes.
     Returns its `nbytes` and `sha256`, and of each fragment dtype, length and sums.
@@ -65,20 +66,25 @@ def write(
     head += b" " * (-len(head) % 8)
     sha = hashlib.sha256()
     nbytes = 0
-    # Nobody but the owner: what others may write to is refused when it is read.
-    with open(path, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as f:
+    with private(path) as f:
         data = _pieces(fragments[key][1] for key in largest_first)
         for piece in (len(head).to_bytes(8, "little"), head, *data):
             sha.update(piece)
             nbytes += f.write(piece)
             wrote(len(piece))
         f.flush()
-        os.fsync(f.fileno())
+        if sync:
+            os.fsync(f.fileno())
     about = {
         key: {"dtype": _DTYPES[v.dtype], "length": v.numel(), "sums": sums_of(v, start)}
         for key, (start, v) in fragments.items()
     }
     return {"nbytes": nbytes, "sha256": sha.hexdigest(), "fragments": about}
+
+
+def private(path: Path) -> IO[bytes]:
+    """A new file for nobody but its owner: what others may write to is refused when it is read."""
+    return open(path, "wb", opener=lambda p, flags: os.open(p, flags, 0o600))
 
 
 def sums_of(values: torch.Tensor, start: int) -> Sums:
@@ -137,7 +143,7 @@ class FragmentFiles:
 
 
 def _bytes(values: torch.Tensor) -> np.ndarray:
-    return values.detach().contiguous().view(torch.uint8).numpy()
+    return values.detach().cpu().contiguous().view(torch.uint8).numpy()
 
 
 def _pieces(tensors: Iterator[torch.Tensor]) -> Iterator[memoryview]:

@@ -6,44 +6,38 @@ ranks tell one another between two steps.
 """
 
 import contextlib
-import errno
 import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import deepspeed
 import torch
 
 from data_pipeline.errors import DataError, PreflightError
-from data_pipeline.manifest import fsync_directory, json_bytes, write_json
+from data_pipeline.manifest import json_bytes
 from trainer.distributed import World, all_sum, gathered
 from trainer.engine import fragment_files
 from trainer.engine.checkpoint import (
-    COMPLETE,
     FORMAT,
     UNFINISHED,
     checkpoints_dir,
     directory_of,
-    remove,
     retain,
     verify_part,
 )
+from trainer.engine.commit import give_name, patiently, tell, tensors_of
 from trainer.engine.fragments import Held, counts, held
+from trainer.engine.staging import Staging
 from trainer.engine.state import TrainState
 
-T = TypeVar("T")
-
 _FROZEN = "frozen"
-_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}
-"""What a file server answers that is there again a moment later."""
-_WAITS_S = (0.1, 0.5, 2.0)
 _LOOK_S = 0.02  # between two looks at what other ranks have written
 
 
@@ -78,10 +72,10 @@ class Saver:
     """Writes the checkpoints of a stage. `keep` of them stay; `frozen` are its frozen weights, where a
     checkpoint has them already.
 
-    `in_background`: `begin` copies and returns. `may_commit` is asked on rank 0 before a checkpoint gets its
-    name, and `at_commit` is told its step and seconds once it has it, both by the thread; `before_write`
-    is told its step on each rank, and may raise OSError. Every method but `abandon` and `stall` is for all
-    ranks together.
+    `in_background`: `begin` copies and returns. `staging`: the copy goes to this directory on the node's own
+    disk, not to the host's memory. `may_commit` is asked on rank 0 before a checkpoint gets its name, and
+    `at_commit` is told its step and seconds once it has it, both by the thread; `before_write` is told its
+    step on each rank, and may raise OSError. All methods but `abandon` and `stall` are for all ranks together.
     """
 
     def __init__(
@@ -93,6 +87,7 @@ class Saver:
         keep: int,
         frozen: Path | None = None,
         in_background: bool = True,
+        staging: Path | None = None,
         may_commit: Callable[[], bool] = lambda: True,
         at_commit: Callable[[int, float], object] = lambda step, seconds: None,
         before_write: Callable[[int], object] = lambda step: None,
@@ -101,7 +96,8 @@ class Saver:
         self._stage_dir = stage_dir
         self._frozen = frozen.name if frozen else None
         self._has_frozen = frozen is not None
-        self._copies = in_background
+        self._staging = Staging(staging, stage_dir, world.rank) if staging else None
+        self._copies = in_background and staging is None
         self._may_commit, self._at_commit, self._before_write = may_commit, at_commit, before_write
         self._room: dict[str, torch.Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -116,7 +112,7 @@ class Saver:
         assert self._flight is None, "the one before is not there yet"
         began = time.monotonic()
         job = self._job(state, fingerprints, began)
-        refused = self._prepare(job)
+        refused = self._prepare(job) or self._stage(job)
         (bad,) = all_sum(self._world, float(refused is not None))
         if bad:
             self._sweep(job)
@@ -198,7 +194,7 @@ class Saver:
 
     def _copied(self, key: str, values: torch.Tensor) -> torch.Tensor:
         """In the host's memory, in the room of the last copy: on CUDA it is pinned, which takes long."""
-        if not self._copies and not values.is_cuda:
+        if self._staging or not (self._copies or values.is_cuda):
             return values
         room = self._room.get(key)
         if room is None or room.shape != values.shape or room.dtype != values.dtype:
@@ -218,12 +214,24 @@ class Saver:
             return e
         return None
 
+    def _stage(self, job: _Job) -> OSError | None:
+        try:
+            for part, fragments in job.parts.items() if self._staging else ():
+                self._staging.leave(part.name, fragments)
+        except OSError as e:
+            return e
+        return None
+
     def _write(self, job: _Job) -> None:
         self._before_write(job.state.step)
         rank = f"rank_{self._world.rank:05d}"
         for part, fragments in job.parts.items():
-            about = _patiently(fragment_files.write, part / f"{rank}.safetensors", fragments, self._wrote)
-            _patiently(_tell, part / f"{rank}.json", about)
+            file = part / f"{rank}.safetensors"
+            if self._staging:
+                about = patiently(self._staging.move, part.name, file, self._wrote)
+            else:
+                about = patiently(fragment_files.write, file, fragments, self._wrote)
+            patiently(tell, part / f"{rank}.json", about)
         if self._world.is_main:
             self._commit(job)
 
@@ -249,7 +257,7 @@ class Saver:
             "files": files,
             "tensors": tensors,
         }
-        _name(trained, job.final, record)
+        give_name(trained, job.final, record)
         with contextlib.suppress(OSError):  # the checkpoint is there; what stays too long goes with the next
             self._at_commit(job.state.step, time.monotonic() - job.began)
             retain(job.final.parent, self._keep)
@@ -265,7 +273,7 @@ class Saver:
             verify_part(final)
             shutil.rmtree(part)
         except DataError:
-            _name(part, final, {"format": FORMAT, "files": files, "tensors": tensors})
+            give_name(part, final, {"format": FORMAT, "files": files, "tensors": tensors})
         return final.name
 
     def _records(self, part: Path, job: _Job) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -283,7 +291,7 @@ class Saver:
             path.with_suffix(".safetensors").name: {key: r[key] for key in ("nbytes", "sha256")}
             for path, r in records.items()
         }
-        return files, _tensors([r["fragments"] for r in records.values()], job.held.shapes)
+        return files, tensors_of([r["fragments"] for r in records.values()], job.held.shapes)
 
     def _discard(self, job: _Job, future: Future[None]) -> None:
         self._stop.set()
@@ -294,6 +302,8 @@ class Saver:
         self._sweep(job)
 
     def _sweep(self, job: _Job) -> None:
+        if self._staging:
+            self._staging.clear()
         if self._world.is_main:
             for part in job.parts:
                 shutil.rmtree(part, ignore_errors=True)
@@ -309,12 +319,13 @@ class Saver:
     def _reason(self, job: _Job, error: BaseException) -> str:
         if not isinstance(error, OSError):
             return f"{error} (rank {self._world.rank})"
-        there = next(p for p in (job.final, *job.final.parents) if p.is_dir())
+        at = Path(error.filename or job.final)
+        there = next(p for p in (at, *at.parents) if p.is_dir())
         free = shutil.disk_usage(there).free
         return (
             f"{error.strerror} (rank {self._world.rank}, {error.filename or there}).\n"
-            f"  It takes {job.nbytes:,} bytes in {job.final.parent}, where {free:,} are free; older ones go "
-            "only once it is there.\n"
+            f"  It takes {job.nbytes:,} bytes of all ranks; {free:,} are free in {there}. Older ones go only "
+            "once it is there.\n"
             "  Those before it are whole. Make room or mend the directory, and the same command goes on."
         )
 
@@ -332,55 +343,3 @@ def save(
     saver.begin(state, fingerprints)
     saver.finish()
     return directory_of(stage_dir, state.step)
-
-
-def _tensors(
-    records: Iterable[dict[str, dict[str, Any]]], shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    """Name -> shape, dtype of the weight, sums by slot. Raises DataError where elements are missing."""
-    tensors: dict[str, Any] = {}
-    gathered: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        for key, fragment in record.items():
-            gathered.setdefault(key, []).append(fragment)
-    for key, fragments in sorted(gathered.items()):
-        slot, _, name = key.partition("/")
-        there, whole = sum(f["length"] for f in fragments), torch.Size(shapes[name]).numel()
-        if there != whole:
-            raise DataError(f"{key}: the ranks hold {there:,} of {whole:,} elements.")
-        tensor = tensors.setdefault(name, {"shape": list(shapes[name]), "dtype": {}, "sums": {}})
-        tensor["dtype"][slot] = fragments[0]["dtype"]
-        tensor["sums"][slot] = fragment_files.added([f["sums"] for f in fragments])
-    return tensors
-
-
-def _tell(path: Path, record: dict[str, Any]) -> None:
-    """For rank 0, which may give the directory its name as soon as it sees `path`: nothing in it is touched
-    from then on, not even to sync what rank 0 reads once and deletes."""
-    temporary = path.with_suffix(UNFINISHED)
-    temporary.write_bytes(json_bytes(record))
-    temporary.replace(path)
-
-
-def _name(part: Path, final: Path, record: dict[str, Any]) -> None:
-    """Make `part` the complete directory `final`."""
-    _patiently(write_json, part / COMPLETE, record)
-    remove(final)
-
-    def rename() -> None:
-        if part.exists() or not final.exists():  # a file server may lose the answer of a success
-            part.replace(final)
-
-    _patiently(rename)
-    fsync_directory(final.parent)
-
-
-def _patiently(action: Callable[..., T], *arguments: Any) -> T:
-    for seconds in _WAITS_S:
-        try:
-            return action(*arguments)
-        except OSError as e:
-            if e.errno not in _PASSING:
-                raise
-        time.sleep(seconds)
-    return action(*arguments)
