@@ -16,6 +16,7 @@ from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.cli_cluster import add_cluster_verbs
+from trainer.cli_doctor import add_doctor_verb
 from trainer.cli_eval import add_eval_verbs
 from trainer.cli_model import add_model_verb
 from trainer.cli_observe import add_observe_verbs, add_profile_option, profiled, refuse_profile
@@ -154,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
     add_cluster_verbs(verbs)
+    add_doctor_verb(verbs)
     add_eval_verbs(verbs)
     add_score_parser(verbs)
 

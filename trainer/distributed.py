@@ -1,4 +1,4 @@
-"""Ranks and collectives. Nothing else calls torch.distributed.
+"""Ranks and collectives. Nothing else calls torch.distributed, but for the store of `board.py`.
 
 Every function below that names "all ranks" is a collective: each rank must reach it, in the same order.
 """
@@ -6,6 +6,7 @@ Every function below that names "all ranks" is a collective: each rank must reac
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,39 @@ def gathered(world: World, value: Any) -> list[Any]:
     if world.size > 1:
         dist.all_gather_object(held, value)
     return held
+
+
+def all_reduced(world: World, tensor: torch.Tensor) -> float:
+    """Sum the tensor over all ranks, in place; the seconds that it took."""
+    with _timed(world) as took:
+        dist.all_reduce(tensor)
+    return took()
+
+
+def exchanged(world: World, other: int, nbytes: int) -> float:
+    """Send so much to rank `other` and get as much from it at once (both ranks); the seconds that it took."""
+    ours = torch.zeros(nbytes, dtype=torch.uint8, device=world.device)
+    theirs = torch.empty_like(ours)
+    with _timed(world) as took:
+        both = [dist.P2POp(dist.isend, ours, other), dist.P2POp(dist.irecv, theirs, other)]
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+    return took()
+
+
+@contextmanager
+def _timed(world: World) -> Iterator[Callable[[], float]]:
+    """Seconds inside, with what a GPU was given to do there."""
+
+    def now() -> float:
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+        return time.perf_counter()
+
+    began = now()
+    ended = began
+    yield lambda: ended - began
+    ended = now()
 
 
 def barrier(world: World) -> None:

@@ -1,0 +1,82 @@
+"""What ranks tell one another without a collective: notes in torch's store, that rank 0 keeps.
+
+No call here waits for longer than it is told to, whoever of the others hangs, or never came.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from data_pipeline.errors import TransientError
+
+_LOOK_S = 0.02  # between two looks at what others have posted, at first
+_SELDOM_S = 0.5  # and at last
+
+
+class Board:
+    """One process's view of it. Raises TransientError where rank 0 does not answer.
+
+    Later in the same process `init_world` meets the others by the same store.
+    """
+
+    def __init__(self, rank: int, ranks: int, seconds: float) -> None:
+        """`seconds`: how long to try to reach rank 0."""
+        self._rank, self._ranks = rank, ranks
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._at = f"{host}:{port}"
+        try:
+            self._store = dist.TCPStore(
+                host,
+                port,
+                ranks,
+                is_master=rank == 0 and not _of_torchrun(),
+                timeout=timedelta(seconds=seconds),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except dist.DistError:
+            raise TransientError(
+                f"rank {rank} does not reach rank 0 at {self._at}, tried for {seconds:.0f} s.\n"
+                "  Rank 0 must run, its name must resolve here, and no firewall may close the port."
+            ) from None
+
+    def post(self, subject: str, value: Any) -> None:
+        """Leave a note for all, as JSON."""
+        self._asked(lambda: self._store.set(f"{subject}/{self._rank}", json.dumps(value)))
+
+    def read(self, subject: str, of: Iterable[int], until: float) -> dict[int, Any]:
+        """The notes of ranks `of` by rank, but of those that have none by `until`, of time.monotonic()."""
+        missing, found, pause = sorted(set(of)), dict[int, Any](), _LOOK_S
+        while missing:
+            there = [r for r in missing if self._asked(lambda r=r: self._store.check([f"{subject}/{r}"]))]
+            for r in there:
+                found[r] = json.loads(self._asked(lambda r=r: self._store.get(f"{subject}/{r}")))
+            missing = [r for r in missing if r not in found]
+            left = until - time.monotonic()
+            if not missing or left <= 0:
+                break
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.2, _SELDOM_S)
+        return dict(sorted(found.items()))
+
+    def _asked(self, ask: Any) -> Any:
+        try:
+            return ask()
+        except dist.DistError:
+            raise TransientError(
+                f"rank {self._rank} lost rank 0, which kept the notes of all at {self._at}."
+            ) from None
+
+
+def keeps_store() -> bool:
+    """Whether rank 0 itself opens the port of the meeting point; under torchrun its agent has done so."""
+    return not _of_torchrun()
+
+
+def _of_torchrun() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
