@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,13 @@ def test_scripts_that_lose_work_are_told_why():
     alone = "#SBATCH --requeue\n#SBATCH --signal=B:USR1@60\n"
     assert "the script alone" in faults(alone)[0]
     assert faults(f"{alone}trap 'kill -USR1 $!' USR1\n") == []
+
+
+def test_time_left_is_told_in_local_time():
+    now = datetime(2026, 11, 22, 23, 30)
+    job = {"TimeLimit": "1-00:00:00", "EndTime": "2026-11-23T12:00:00"}
+    assert slurm.time_left(job, now).said == "12.5 hours of this job, of 1-00:00:00"
+    assert slurm.time_left({"TimeLimit": "UNLIMITED", "EndTime": "Unknown"}, now).status == "ok"
 
 
 def test_the_longest_save_is_read_from_the_attempts_and_held_against_kill_wait(small, run):

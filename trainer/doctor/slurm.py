@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 from trainer.config import Recipe
 from trainer.doctor.finding import Finding
 from trainer.engine.attempts import last_save_s
-from trainer.engine.requests import END_TIME
 
 _ASKED_S = 10
 _SAVES = 2
@@ -34,7 +33,11 @@ def job_and_cluster(recipe: Recipe | None, run: Path) -> Iterator[Finding]:
         yield Finding("slurm", "skipped", "scontrol is here, and no controller answers it")
         return
     yield from kill_wait(config, saves)
-    yield time_left(os.environ, time.time()) if job else Finding("time left", "skipped", "no job here")
+    if job:
+        about = parse(_scontrol("show", "job", "--oneliner", job), r"(\w+)=(\S*)")
+        yield time_left(about, datetime.now())
+    else:
+        yield Finding("time left", "skipped", "no job here")
     found = scripts(job)
     if not found:
         said = f"neither {_folder()}/{_SCRIPTS} nor a script of this job is here"
@@ -90,13 +93,13 @@ def kill_wait(config: Mapping[str, str], saves: float | None) -> Iterator[Findin
         yield Finding("kill wait", "ok", f"{seconds} s between SIGTERM and SIGKILL; {_measured(saves)}")
 
 
-def time_left(env: Mapping[str, str], now: float) -> Finding:
-    """Of this job."""
-    ends = env.get(END_TIME, "")
-    if not ends.isdigit():
+def time_left(job: Mapping[str, str], now: datetime) -> Finding:
+    """`job`: what `scontrol show job` says, in local time as `now`."""
+    if job.get("TimeLimit", "UNLIMITED") == "UNLIMITED":
         return Finding("time left", "ok", "this job has no limit")
-    hours = (int(ends) - now) / 3600
-    return Finding("time left", "ok", f"{hours:.1f} hours of this job")
+    left = (datetime.fromisoformat(job["EndTime"]) - now).total_seconds()
+    shown = f"{left / 60:.0f} minutes" if left < 7200 else f"{left / 3600:.1f} hours"
+    return Finding("time left", "ok", f"{shown} of this job, of {job['TimeLimit']}")
 
 
 def script_faults(name: str, text: str, saves: float | None, requeued: bool) -> Iterator[Finding]:
