@@ -41,8 +41,8 @@ def staged(world: World, room: Path) -> tuple[bool, list[str], list[str], str]:
     saver = Saver(engine, room / "run", world, keep=2, staging=disk)
     saver.begin(TrainState(step=1), {})
     take_a_step(engine)
-    barrier(world)
     lay = sorted(p.name.split("-", 2)[2] for p in disk.iterdir())
+    barrier(world)
     (room / "go").touch()
     saver.finish()
     left = [p.name for p in disk.iterdir()]

@@ -75,7 +75,7 @@ class Saver:
     `in_background`: `begin` copies and returns. `staging`: the copy goes to this directory on the node's own
     disk, not to the host's memory. `may_commit` is asked on rank 0 before a checkpoint gets its name, and
     `at_commit` is told its step and seconds once it has it, both by the thread; `before_write` is told its
-    step on each rank, and may raise OSError. All methods but `abandon` and `stall` are for all ranks together.
+    step on each rank, and may raise OSError. All but `abandon` and `stall` are for all ranks together.
     """
 
     def __init__(
