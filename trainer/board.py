@@ -6,7 +6,8 @@ No call here waits for longer than it is told to, whoever of the others hangs, o
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +27,7 @@ class Board:
 
     def __init__(self, rank: int, ranks: int, seconds: float) -> None:
         """`seconds`: how long to try to reach rank 0."""
-        self._rank, self._ranks = rank, ranks
+        self._rank = rank
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._at = f"{host}:{port}"
         try:
@@ -47,16 +48,16 @@ class Board:
 
     def post(self, subject: str, value: Any) -> None:
         """Leave a note for all, as JSON."""
-        self._asked(lambda: self._store.set(f"{subject}/{self._rank}", json.dumps(value)))
+        with self._reaching():
+            self._store.set(f"{subject}/{self._rank}", json.dumps(value))
 
     def read(self, subject: str, of: Iterable[int], until: float) -> dict[int, Any]:
         """The notes of ranks `of` by rank, but of those that have none by `until`, of time.monotonic()."""
-        missing, found, pause = sorted(set(of)), dict[int, Any](), _LOOK_S
+        missing, found, pause = set(of), dict[int, Any](), _LOOK_S
         while missing:
-            there = [r for r in missing if self._asked(lambda r=r: self._store.check([f"{subject}/{r}"]))]
-            for r in there:
-                found[r] = json.loads(self._asked(lambda r=r: self._store.get(f"{subject}/{r}")))
-            missing = [r for r in missing if r not in found]
+            with self._reaching():
+                found |= self._there(subject, missing)
+            missing -= found.keys()
             left = until - time.monotonic()
             if not missing or left <= 0:
                 break
@@ -64,13 +65,19 @@ class Board:
             pause = min(pause * 1.2, _SELDOM_S)
         return dict(sorted(found.items()))
 
-    def _asked(self, ask: Any) -> Any:
+    def _there(self, subject: str, of: Iterable[int]) -> dict[int, Any]:
+        keys = {r: f"{subject}/{r}" for r in of}
+        if not self._store.check(list(keys.values())):  # all at once, which a thousand ranks soon are
+            keys = {r: key for r, key in keys.items() if self._store.check([key])}
+        return {r: json.loads(self._store.get(key)) for r, key in keys.items()}
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
         try:
-            return ask()
+            yield
         except dist.DistError:
-            raise TransientError(
-                f"rank {self._rank} lost rank 0, which kept the notes of all at {self._at}."
-            ) from None
+            lost = f"rank {self._rank} lost rank 0, which kept the notes of all at {self._at}."
+            raise TransientError(lost) from None
 
 
 def keeps_store() -> bool:

@@ -171,6 +171,15 @@ def test_a_page_that_is_half_of_one_writing_is_not_whole(tmp_path):
     assert not storage._is_whole(page)
 
 
+def test_each_file_is_looked_for_from_other_nodes_and_a_rank_looks_for_few():
+    assert storage.neighbours([0], 0) == []
+    assert storage.neighbours([0, 2, 3], 2) == [3, 0]
+    near = {r: storage.neighbours(range(1024), r) for r in range(1024)}
+    assert max(map(len, near.values())) == 64
+    looked = {(r, n) for n, those in near.items() for r in those}
+    assert all(sum((r, n % 1024) in looked for n in range(r - 64, r)) == 64 for r in range(1024))
+
+
 def test_the_second_who_links_to_a_name_does_not_own_it(tmp_path):
     for name in "ab":
         (tmp_path / name).touch()

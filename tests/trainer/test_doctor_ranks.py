@@ -89,6 +89,11 @@ def test_ranks_that_do_not_come_are_named_with_the_nodes_that_sent_none():
     assert crew.who_came(FOUR, 1.0, []).status == "ok"
 
 
+def test_the_first_rank_of_each_node_asks_for_names():
+    assert sorted(FOUR.first_of_nodes) == [0, 2]
+    assert Crew(3, 4, {3: "n2", 1: "n1"}).first_of_nodes == (3, 1)
+
+
 def test_a_name_that_does_not_resolve_or_that_its_own_node_takes_for_itself_fails():
     seen = {r: {"n1": "10.0.0.1", "n2": "10.0.0.2"} for r in range(4)}
     assert all_well(crew.names(seen, FOUR))

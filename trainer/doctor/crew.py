@@ -39,6 +39,11 @@ class Crew:
     def nodes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.hosts.values()))
 
+    @property
+    def first_of_nodes(self) -> tuple[int, ...]:
+        """The lowest rank of each node."""
+        return tuple({h: r for r, h in sorted(self.hosts.items(), reverse=True)}.values())
+
     def named(self, ranks: Iterable[int]) -> str:
         """`rank 3 (n2), rank 4 (n2)`, and how many more."""
         ranks = list(ranks)
@@ -96,7 +101,7 @@ def addresses(hosts: Iterable[str]) -> dict[str, str]:
 
 
 def names(seen: Mapping[int, Mapping[str, str]], crew: Crew) -> Iterator[Finding]:
-    """Called on rank 0. `seen`: what `addresses` gives on each rank."""
+    """Called on rank 0. `seen`: what `addresses` gives on the first rank of each node."""
     if len(crew.nodes) == 1:
         yield Finding("names", "skipped", "one node alone")
         return
@@ -126,7 +131,7 @@ def names(seen: Mapping[int, Mapping[str, str]], crew: Crew) -> Iterator[Finding
                 where=(host,),
             )
     if fine:
-        said = "every node resolves on every rank"
+        said = "every node resolves on every node"
         yield Finding("names", "ok", said, where=crew.nodes)
 
 

@@ -201,10 +201,11 @@ class Examination:
         yield from collectives.links(world, crew)
 
     def _names(self, crew: Crew, board: Board) -> list[Finding]:
-        board.post("addresses", addresses(crew.nodes))
+        if crew.rank in crew.first_of_nodes:  # the others of a node ask the same name server
+            board.post("addresses", addresses(crew.nodes))
         if not crew.is_main:
             return []
-        return list(names(board.read("addresses", crew.hosts, self.end - 1), crew))
+        return list(names(board.read("addresses", crew.first_of_nodes, self.end - 1), crew))
 
     def _storage(self, crew: Crew) -> Iterator[Finding]:
         run = self.order.run

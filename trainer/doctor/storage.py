@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from data_pipeline.errors import TransientError
 from data_pipeline.manifest import commit
 from trainer.board import Board
 from trainer.doctor.crew import Crew
@@ -29,6 +31,7 @@ _WRITE_S = 5.0
 _PAGE = 64 * 2**10
 _OVER_S = 0.5  # of renaming over a file that others read
 _LATE_S = 5.0
+_NEAR = 64  # other ranks, whose files a rank looks for
 _SLOW = 1 / 3
 
 
@@ -46,12 +49,24 @@ class Shared:
     until: float
     visible_s: float
 
-    def agreed(self, subject: str, value: object) -> dict[int, object]:
-        """What each rank posts on the subject (all ranks that came), of those that do in time."""
+    def agreed(self, subject: str, value: Any) -> dict[int, Any]:
+        """What each rank posts on the subject (all ranks that came), of those that do in time.
+
+        One rank collects, so that a thousand do not all ask for a thousand notes. Raises TransientError where
+        that one is silent.
+        """
         if self.board is None:
             return {self.crew.rank: value}
         self.board.post(subject, value)
-        return self.board.read(subject, self.crew.hosts, self.until)
+        if self.crew.is_main:
+            told = self.board.read(subject, self.crew.hosts, self.until)
+            self.board.post(f"{subject} of all", list(told.items()))
+            return told
+        main = min(self.crew.hosts)
+        page = self.board.read(f"{subject} of all", [main], self.until + 1)
+        if not page:
+            raise TransientError(f"rank {main} does not say what all found: '{subject}'")
+        return dict(map(tuple, page[main]))
 
 
 def run_directory(shared: Shared, run: Path) -> Iterator[Finding]:
@@ -71,9 +86,10 @@ def run_directory(shared: Shared, run: Path) -> Iterator[Finding]:
         # From here on without those that could not write, and say so themselves.
         crew = replace(shared.crew, hosts={r: shared.crew.hosts[r] for r in wrote})
         shared = replace(shared, crew=crew)
-        seen, took = _seen(place, wrote, shared.visible_s)
-        yield from _visible(shared, seen, took)
-        together = shared.agreed("seen", seen == set(wrote))
+        near = neighbours(wrote, crew.rank)
+        seen, took = _seen(place, near, shared.visible_s)
+        yield from _visible(shared, [r for r in near if r not in seen], took)
+        together = shared.agreed("seen", len(seen) == len(near))
         if len(together) == len(wrote) and all(together.values()):
             yield from _renamed_over(shared)
             yield from _one_link(shared, record)
@@ -81,6 +97,13 @@ def run_directory(shared: Shared, run: Path) -> Iterator[Finding]:
         shared.agreed("done", True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def neighbours(ranks: Sequence[int], rank: int) -> list[int]:
+    """The ranks that come after `rank` in a ring of all: enough to reach other nodes, few enough that a
+    thousand ranks do not open a million files."""
+    i = ranks.index(rank)
+    return [*ranks[i + 1 :], *ranks[:i]][:_NEAR]
 
 
 def _seen(place: Path, ranks: Sequence[int], seconds: float) -> tuple[set[int], float]:
@@ -99,9 +122,9 @@ def _seen(place: Path, ranks: Sequence[int], seconds: float) -> tuple[set[int], 
         time.sleep(0.05)
 
 
-def _visible(shared: Shared, seen: set[int], took: float) -> Iterator[Finding]:
+def _visible(shared: Shared, unseen: Sequence[int], took: float) -> Iterator[Finding]:
     crew = shared.crew
-    if unseen := [r for r in crew.hosts if r not in seen]:
+    if unseen:
         yield Finding(
             "shared directory",
             "fail",
@@ -142,7 +165,7 @@ def _renamed_over(shared: Shared) -> Iterator[Finding]:
             held = file.read_bytes()
             broken += held != str(turns % 10).encode() * _PAGE
         end.touch()
-    else:
+    elif shared.crew.rank in neighbours(list(shared.crew.hosts), min(shared.crew.hosts)):
         while time.monotonic() < until + shared.visible_s and not end.exists():
             turns += 1
             broken += not _is_whole(file)
@@ -166,8 +189,9 @@ def _renamed_over(shared: Shared) -> Iterator[Finding]:
 def _is_whole(file: Path) -> bool:
     try:
         held = file.read_bytes()
-    except OSError:
-        return False
+    except OSError as e:
+        # On NFS the file that was opened may be gone from the server: whoever reads there tries again.
+        return e.errno == errno.ESTALE
     return len(held) == _PAGE and held == held[:1] * _PAGE
 
 
