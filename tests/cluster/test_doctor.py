@@ -4,7 +4,7 @@ import json
 import re
 
 SCRIPT = """#!/usr/bin/env bash
-#SBATCH --no-requeue --nodes=2 --ntasks-per-node=1 --time=00:05:00
+#SBATCH --no-requeue --nodelist=n1,n2 --ntasks-per-node=1 --time=00:05:00
 srun fovea doctor --run "$RUN" --json >report.json
 """
 
@@ -12,7 +12,7 @@ srun fovea doctor --run "$RUN" --json >report.json
 def test_under_srun_each_node_is_examined_and_one_table_names_both(cluster, tmp_path):
     (tmp_path / "slurm").mkdir()
     done = cluster.command(
-        "srun", "--nodes=2", "--ntasks-per-node=1", "--time=5", "fovea", "doctor", "--run", tmp_path,
+        "srun", "--nodelist=n1,n2", "--ntasks-per-node=1", "--time=5", "fovea", "doctor", "--run", tmp_path,
         check=False, cwd=tmp_path, OMP_NUM_THREADS=1,
     )  # fmt: skip
     lines = done.stdout.splitlines()
@@ -39,7 +39,7 @@ def test_under_srun_each_node_is_examined_and_one_table_names_both(cluster, tmp_
 def test_a_node_that_sends_no_rank_is_named(cluster, tmp_path):
     late = f'[[ $SLURM_PROCID == 0 ]] || exec sleep 60; exec fovea doctor --run "{tmp_path}" --seconds 6'
     done = cluster.command(
-        "srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "bash", "-c", late,
+        "srun", "--nodelist=n1,n2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "bash", "-c", late,
         check=False, cwd=tmp_path, OMP_NUM_THREADS=1,
     )  # fmt: skip
     said = " ".join(done.stdout.split())

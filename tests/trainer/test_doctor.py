@@ -88,7 +88,7 @@ def test_two_ranks_examine_one_another_and_the_recipe(run):
         assert (found[name]["status"], found[name]["fix"]) == ("ok", ""), found[name]
     assert {"deepspeed", "shared memory", "open files", "locked memory", "scratch", "disk"} < found.keys()
     assert "64 MiB by gloo: sums right" in found["all-reduce"]["said"]
-    assert "align under zero3, 1 micro-batches a step" in found["stages"]["said"]
+    assert "align under zero3, micro-batches a step: 1" in found["stages"]["said"]
     assert sorted(p.name for p in run.iterdir()) == ["backbones", "data", "recipe.yaml"]  # nothing is left
 
 

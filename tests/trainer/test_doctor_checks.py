@@ -255,9 +255,7 @@ def test_the_longest_save_is_read_from_the_attempts_and_held_against_kill_wait(s
 
 def test_a_sound_run_directory_passes_and_what_is_not_there_yet_is_skipped(small, run):
     assert [f.status for f in recipe.tokenizer(small, run)] == ["ok", "ok"]
-    assert (
-        only(recipe.data(small, run, float("inf"))).said == "3 samples of each of 1 sources read and decoded"
-    )
+    assert only(recipe.data(small, run, float("inf"))).said == "3 samples each of docs read and decoded"
     assert recipe.backbones(small, run).status == "skipped"
     empty = run / "elsewhere"
     assert only(recipe.tokenizer(small, empty)).status == "skipped"

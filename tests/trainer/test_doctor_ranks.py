@@ -63,7 +63,7 @@ def test_a_slow_link_is_named_among_those_of_its_kind():
     assert all_well(collectives.judge_links(speeds, eight))  # between nodes is slower than inside, everywhere
     found = faulty(collectives.judge_links(speeds | {3: 2e9, 5: 2e9}, eight))
     assert (found.name, found.status, found.where) == ("links between nodes", "warn", ("n3",))
-    assert "rank 3 (n2), rank 4 (n3), 2 GB/s" in found.said
+    assert "2 slow; slowest of 4: rank 3 (n2), rank 4 (n3): 2 GB/s each way; median " in found.said
 
 
 def test_ranks_that_differ_are_named():

@@ -97,8 +97,9 @@ def judge_links(speeds: Mapping[int, float], crew: Crew) -> Iterator[Finding]:
         usual = statistics.median(those.values())
         slow = [a for a, s in those.items() if s < _SLOW * usual]
         least = min(those, key=lambda a: those[a])
-        said = f"slowest of {len(those)}: {crew.named((least, (least + 1) % crew.ranks))}, "
-        said += f"{those[least] / 1e9:.3g} GB/s each way; median {usual / 1e9:.3g}"
+        said = f"{crew.named((least, (least + 1) % crew.ranks))}: {those[least] / 1e9:.3g} GB/s each way"
+        if len(those) > 1:
+            said = f"slowest of {len(those)}: {said}; median {usual / 1e9:.3g}"
         if not slow:
             yield Finding(name, "ok", said, where=crew.nodes)
             continue

@@ -64,7 +64,7 @@ def _stage(recipe: Recipe, stage: Stage, ranks: int) -> str:
         liger_kernels()
     if recipe.model.moe is not None:
         require_backend(recipe.model.moe.backend)
-    accumulated = f", {stage.accumulation(ranks)} micro-batches a step" if together else ""
+    accumulated = f", micro-batches a step: {stage.accumulation(ranks)}" if together else ""
     return f"{stage.name} under {stage.ds_config}{accumulated}"
 
 
@@ -171,9 +171,10 @@ def data(recipe: Recipe, run: Path, until: float) -> Iterator[Finding]:
         except FoveaError as e:
             bad = True
             yield of_error(f"data {name}", e)
-    left = f"; no time for {', '.join(names[looked:])}" if looked < len(names) else ""
+    left = f"no time for {', '.join(names[looked:])}" if looked < len(names) else ""
     if not bad:
-        said = f"{_SAMPLES} samples of each of {looked} sources read and decoded{left}"
+        well = f"{_SAMPLES} samples each of {', '.join(names[:looked])} read and decoded" if looked else ""
+        said = "; ".join(filter(None, (well, left)))
         yield Finding("data", "ok", said)
 
 

@@ -46,9 +46,9 @@ def job_and_cluster(recipe: Recipe | None, run: Path) -> Iterator[Finding]:
     faults = [f for name, text in found.items() for f in script_faults(name, text, saves, requeued)]
     yield from faults
     if found and not faults:
-        said = f"{len(found)} of {_folder()}" if len(found) > 1 else next(iter(found))
-        said += f" are queued again, and told {soonest(found.values())} s before their end"
-        yield Finding("job scripts", "ok", f"{said}; {_measured(saves)}")
+        which = next(iter(found)) + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+        told = f"queued again, told {soonest(found.values())} s before the end"
+        yield Finding("job scripts", "ok", f"{which}: {told}; {_measured(saves)}")
 
 
 def scripts(job: str | None) -> dict[str, str]:
