@@ -28,12 +28,10 @@ class Board:
     def __init__(self, rank: int, ranks: int, seconds: float) -> None:
         """`seconds`: how long to try to reach rank 0."""
         self._rank = rank
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self._at = f"{host}:{port}"
         try:
             self._store = dist.TCPStore(
-                host,
-                port,
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
                 ranks,
                 is_master=rank == 0 and not _of_torchrun(),
                 timeout=timedelta(seconds=seconds),
@@ -41,10 +39,7 @@ class Board:
                 multi_tenant=True,
             )
         except dist.DistError:
-            raise TransientError(
-                f"rank {rank} does not reach rank 0 at {self._at}, tried for {seconds:.0f} s.\n"
-                "  Rank 0 must run, its name must resolve here, and no firewall may close the port."
-            ) from None
+            raise unreached(rank) from None
 
     def post(self, subject: str, value: Any) -> None:
         """Leave a note for all, as JSON."""
@@ -76,8 +71,20 @@ class Board:
         try:
             yield
         except dist.DistError:
-            lost = f"rank {self._rank} lost rank 0, which kept the notes of all at {self._at}."
+            lost = f"rank {self._rank} lost rank 0, which kept the notes of all at {_meeting_point()}."
             raise TransientError(lost) from None
+
+
+def unreached(rank: int) -> TransientError:
+    """What `rank` has to say where rank 0 did not answer it."""
+    return TransientError(
+        f"rank {rank} does not reach rank 0 at {_meeting_point()}.\n"
+        "  Rank 0 must run, its name must resolve here, and no firewall may close the port."
+    )
+
+
+def _meeting_point() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
 
 def keeps_store() -> bool:

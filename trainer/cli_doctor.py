@@ -1,11 +1,12 @@
 """`fovea doctor`: whether the machine, or all nodes of a job, can do what training will ask of them."""
 
 import argparse
+import faulthandler
 import json
 import os
-import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -51,18 +52,35 @@ def add_doctor_verb(verbs: Verbs) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    if is_rank():
-        _examine_rank(args)
-    report = _start_ranks(args) if args.nproc > 1 else _examined(args)
+    limit = 2 * args.seconds + 5
+    last = threading.Timer(limit, _give_up, [limit])
+    last.daemon = True
+    last.start()
+    try:
+        if is_rank():
+            _examine_rank(args)
+        report = _start_ranks(args) if args.nproc > 1 else _examined(args)
+    finally:
+        last.cancel()
     assert report is not None, "rank 0 reports"
     return _print(report, args.json)
+
+
+def _give_up(seconds: int) -> NoReturn:
+    """Where even loading the libraries, or starting ranks, hangs: say where, and end."""
+    faulthandler.dump_traceback()
+    sys.stderr.write(
+        f"fovea: nothing to report after {seconds} s; where it hangs stands above.\n"
+        "  Look at the file system that the environment is on.\n"
+    )
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def _examine_rank(args: argparse.Namespace) -> NoReturn:
     """One rank of several. It ends at once when it has spoken: a thread of it may hang for ever."""
     end_with_launcher()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what it notes while it meets, we say ourselves
-    signal.alarm(2 * args.seconds + 30)  # by the kernel, whatever hangs: an import, too
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what it notes while it meets, we say ourselves
     code = 0
     try:
         report = _examined(args)

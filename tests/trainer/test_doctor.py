@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import captioned_squares
 from trainer.cli import main
@@ -137,6 +138,9 @@ def lonely(tmp_path_factory):
         "raise ImportError('libcudart.so.12: cannot open shared object file')"
     )
     began = time.monotonic()
+    stuck = here / "stuck"
+    stuck.mkdir()
+    (stuck / "deepspeed.py").write_text("import time\ntime.sleep(600)\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -145,6 +149,7 @@ def lonely(tmp_path_factory):
             "no rank 0": started("--run", here, "--seconds", 6, rank=1, port=free_port()),
             "port taken": started("--run", here, rank=0, port=taken.getsockname()[1]),
             "no deepspeed": started("--json", path=str(broken)),
+            "stuck import": started("--json", "--seconds", 1, path=str(stuck)),
         }
         return {name: (*ended(p), time.monotonic() - began) for name, p in processes.items()}
 
@@ -162,8 +167,8 @@ def test_a_rank_that_never_comes_is_named_in_time_and_the_rest_is_looked_at(lone
 def test_a_rank_without_rank_0_says_where_it_looked_for_it(lonely):
     code, out, err, _ = lonely["no rank 0"]
     assert (code, out) == (2, "")
-    assert "rank 1 does not reach rank 0 at 127.0.0.1:" in err
-    assert "Traceback" not in err
+    assert err.startswith("fovea: rank 1 does not reach rank 0 at 127.0.0.1:")
+    assert len(err.splitlines()) == 2
 
 
 def test_a_port_that_is_taken_is_told_at_once(lonely):
@@ -193,6 +198,23 @@ def test_a_library_that_cannot_be_loaded_is_a_finding(lonely):
     (row,) = json.loads(out)["rows"]
     assert (code, row["status"], err) == (2, "fail", "")
     assert row["said"] == "cannot be loaded: ImportError: libcudart.so.12: cannot open shared object file"
+
+
+def test_libraries_that_load_for_ever_are_given_up_and_it_is_said_where(lonely):
+    code, out, err, _ = lonely["stuck import"]
+    assert (code, out) == (2, "")
+    assert "in _examined" in err  # where the libraries are loaded
+    assert "nothing to report after 7 s" in err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_our_own_in_a_check_is_never_taken_for_well(tmp_path):
+    captioned_squares.lay_out(tmp_path)
+    order = Order(recipe=str(tmp_path / "recipe.yaml"), run=tmp_path)
+    wrong = Examination(order=order, of_recipe=lambda *_: iter([("wrong", lambda: 1 // 0)]))
+    report = wrong.take()
+    assert report.exit_code == 2
+    assert (report.rows[-1].name, report.rows[-1].status) == ("wrong", "fail")
 
 
 def test_a_check_that_hangs_is_what_is_reported_when_time_is_up(tmp_path):
@@ -266,3 +288,15 @@ def test_a_check_that_breaks_off_keeps_what_it_had_found():
     assert (second.status, second.said) == ("fail", "broke off: OSError: the mount is gone")
     with pytest.raises(ZeroDivisionError):  # an error of ours is not a finding about the machine
         found_by("x", lambda: 1 // 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_each_gpu_has_a_rank_and_nccl_sums_right(tmp_path):
+    ranks = torch.cuda.device_count()
+    code, out, _ = ended(started("--run", tmp_path, "--nproc", ranks, "--json", "--seconds", 90), 200)
+    found = rows(json.loads(out))
+    assert code < 2
+    assert "nccl" in found["torch"]["said"]
+    assert (found["gpu"]["status"], found["gpu memory"]["status"] in ("ok", "warn")) == ("ok", True)
+    assert ranks == 1 or "by nccl: sums right" in found["all-reduce"]["said"]

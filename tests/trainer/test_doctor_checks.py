@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -180,6 +181,28 @@ def test_each_file_is_looked_for_from_other_nodes_and_a_rank_looks_for_few():
     assert all(sum((r, n % 1024) in looked for n in range(r - 64, r)) == 64 for r in range(1024))
 
 
+TWO = Crew(0, 2, {0: "n1", 1: "n2"})
+
+
+def test_what_ranks_tell_of_a_directory_that_is_not_to_be_relied_upon_fails():
+    assert storage.judge_reads({0: [50, 0], 1: [900, 0]}, TWO).status == "ok"
+    torn = storage.judge_reads({0: [50, 0], 1: [900, 3]}, TWO)
+    assert (torn.status, torn.where) == ("fail", ("n2",))
+    assert storage.judge_owners({0: False, 1: True}, TWO).status == "ok"
+    assert [storage.judge_owners(dict.fromkeys((0, 1), all_), TWO).status for all_ in (True, False)] == [
+        "fail"
+    ] * 2
+    assert storage.judge_writes({0: [2**26, 1.0], 1: [2**26, 2.0]}, TWO).said.startswith(
+        "64 MiB/s with fsync, 2 "
+    )
+    four = Crew(0, 4, {0: "n1", 1: "n1", 2: "n2", 3: "n2"})
+    slow = storage.judge_writes({r: [2**26, 9.0 if r == 2 else 1.0] for r in range(4)}, four)
+    assert (slow.status, slow.where) == ("warn", ("n2",))
+    shared = replace(alone(Path("/run")), crew=TWO)
+    seen = [storage.judge_sight(shared, *how).status for how in (([], 0.1), ([], 6.0), ([1], 10.0))]
+    assert seen == ["ok", "warn", "fail"]
+
+
 def test_the_second_who_links_to_a_name_does_not_own_it(tmp_path):
     for name in "ab":
         (tmp_path / name).touch()
@@ -297,6 +320,9 @@ def test_a_chat_template_that_writes_other_tokens_than_training_fails(small, run
     )
     ours, template = recipe.tokenizer(small, run)
     assert (ours.status, template.name, template.status) == ("ok", "chat template", "fail")
+    (run / "backbones" / "tokenizer" / "chat_template.jinja").write_text("{% for m in messages %}{{ m }}")
+    _, template = recipe.tokenizer(small, run)
+    assert "cannot be rendered: TemplateSyntaxError" in template.said
 
 
 def test_a_shard_with_one_byte_changed_is_named(small, run):

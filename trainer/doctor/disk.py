@@ -21,7 +21,7 @@ def free_space(run: Path, need: int | None) -> Iterator[Finding]:
     """Bytes and inodes there. `need`: of the checkpoints to come, where it is known."""
     disk = os.statvfs(standing(run))
     free, asked = disk.f_bavail * disk.f_frsize, _LITTLE if need is None else need
-    said = f"{gib(free)} free, {'need not known' if need is None else f'checkpoints take {gib(need)}'}"
+    said = f"{gib(free)} free, {'need not known' if need is None else f'checkpoints take up to {gib(need)}'}"
     if free < asked:
         fix = "make room, lower keep_checkpoints, or take another --run directory"
         yield Finding("disk", "warn" if need is None else "fail", said, fix)

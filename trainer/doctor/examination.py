@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import ConfigError, TransientError
-from trainer.board import Board, keeps_store
+from trainer.board import Board, keeps_store, unreached
 from trainer.config import Recipe, load_recipe
 from trainer.distributed import init_world
 from trainer.doctor import collectives, devices, disk, host, slurm, software, storage
@@ -79,7 +79,16 @@ class Examination:
         thread.start()
         thread.join(self.order.seconds)
         found = list(self.findings)  # what the thread finds later, if it does, is too late
-        if thread.is_alive():
+        if not thread.is_alive() and self.doing:
+            found.append(
+                Finding(
+                    self.doing,
+                    "fail",
+                    "an error of Fovea's own ended it, and all that comes after it; see above",
+                    "report it, with what stands above",
+                )
+            )
+        elif self.doing:
             found.append(
                 Finding(
                     self.doing,
@@ -91,7 +100,7 @@ class Examination:
         if self.rank == 0:
             return self._report(found)
         if self._board is None:
-            raise TransientError(found[-1].said)
+            raise unreached(self.rank)
         self._board.post("found", [asdict(f) for f in found])
         return None
 
@@ -99,6 +108,7 @@ class Examination:
         for name, check in self._listed():
             self.doing = name
             self.findings.extend(found_by(name, check))
+        self.doing = ""
 
     def _listed(self) -> Iterator[tuple[str, Check]]:
         """Each check is made when the one before has ended: later ones use what earlier ones learned."""

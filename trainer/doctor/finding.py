@@ -50,9 +50,12 @@ def found_by(name: str, check: Check) -> list[Finding]:
 
 
 def of_error(name: str, error: BaseException, status: Status = "fail") -> Finding:
-    """The first line of an error is what was found, the others are the fix."""
+    """The first line of an error is what was found, the others are the fix; where they are a list, all of it
+    is what was found."""
     if isinstance(error, FoveaError):
         said, _, fix = shown(error).partition("\n")
+        if said.endswith(":"):
+            said, fix = f"{said} {' '.join(fix.split())}", ""
         return Finding(name, status, said, " ".join(fix.split()) or "do what it says")
     lines = str(error).strip().splitlines() or [""]
     return Finding(name, status, f"broke off: {type(error).__name__}: {lines[0][:300]}", f"mend {name} first")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from data_pipeline.errors import FoveaError
@@ -29,6 +30,8 @@ from trainer.sizes import refuse_other_backbones
 
 _PROBE = "Zwei Äpfel, 3 Birnen & ein Bild:\n  «日本語» <image> <|image|> </s> 🙂"
 """Several scripts, blanks, and names of special tokens as somebody may write them."""
+
+_OWN_TEMPLATE = "put the layout's own template there: Tokenizer.load(DIR).save(DIR)"
 
 _SAMPLES = 3
 """Looked at in each source: the first, one in the middle, the last."""
@@ -116,15 +119,18 @@ def _template(path: Path, ours: Tokenizer) -> Finding:
     sample = _dialogue(picture=False)
     messages = [{"role": s.role, "content": [{"type": "text", "text": s.text}]} for s in sample.segments]
     expected = render(sample, ours, 1, "answers").input_ids.tolist()
-    found = theirs.apply_chat_template(messages, tokenize=True)["input_ids"]
+    try:
+        found = theirs.apply_chat_template(messages, tokenize=True)["input_ids"]
+    except TemplateError as e:
+        said = f"{path / 'chat_template.jinja'} cannot be rendered: {type(e).__name__}: {e}"
+        return Finding("chat template", "fail", said, _OWN_TEMPLATE)
     if found != expected:
         return Finding(
             "chat template",
             "fail",
             f"a dialogue of two turns: {path / 'chat_template.jinja'} gives other tokens than training "
             f"({len(found)}, not {len(expected)})",
-            "whoever serves the model would ask in another language: put the layout's own template there "
-            "(Tokenizer.load(DIR).save(DIR))",
+            f"whoever serves the model would ask in another language: {_OWN_TEMPLATE}",
         )
     return Finding("chat template", "ok", f"a dialogue gives the {len(expected)} tokens that training gives")
 

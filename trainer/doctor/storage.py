@@ -10,7 +10,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def run_directory(shared: Shared, run: Path) -> Iterator[Finding]:
         shared = replace(shared, crew=crew)
         near = neighbours(wrote, crew.rank)
         seen, took = _seen(place, near, shared.visible_s)
-        yield from _visible(shared, [r for r in near if r not in seen], took)
+        yield judge_sight(shared, [r for r in near if r not in seen], took)
         together = shared.agreed("seen", len(seen) == len(near))
         if len(together) == len(wrote) and all(together.values()):
             yield from _renamed_over(shared)
@@ -122,30 +122,30 @@ def _seen(place: Path, ranks: Sequence[int], seconds: float) -> tuple[set[int], 
         time.sleep(0.05)
 
 
-def _visible(shared: Shared, unseen: Sequence[int], took: float) -> Iterator[Finding]:
+def judge_sight(shared: Shared, unseen: Sequence[int], took: float) -> Finding:
+    """`unseen`: ranks whose files did not appear here; the last of the others did after `took` seconds."""
     crew = shared.crew
     if unseen:
-        yield Finding(
+        return Finding(
             "shared directory",
             "fail",
             f"files of {crew.named(unseen)} do not appear in {shared.directory.parent} within "
             f"{shared.visible_s:.0f} s",
             "name a --run directory on a file system that all nodes mount, by the same absolute path",
         )
-    elif took > _LATE_S:
-        yield Finding(
+    if took > _LATE_S:
+        return Finding(
             "shared directory",
             "warn",
             f"what other ranks wrote appears only after {took:.1f} s",
             "shorten the caches of the mount (NFS: actimeo=3, lookupcache=positive): checkpoints wait for it",
         )
-    elif crew.ranks > 1:
+    if crew.ranks > 1:
         said = f"{shared.directory.parent}: what other ranks wrote appears within {max(took, 0.01):.2f} s"
-        yield Finding("shared directory", "ok", said)
-    else:
-        yield Finding(
-            "shared directory", "skipped", f"one rank alone; {shared.directory.parent} can be written to"
-        )
+        return Finding("shared directory", "ok", said)
+    return Finding(
+        "shared directory", "skipped", f"one rank alone; {shared.directory.parent} can be written to"
+    )
 
 
 def _renamed_over(shared: Shared) -> Iterator[Finding]:
@@ -170,20 +170,24 @@ def _renamed_over(shared: Shared) -> Iterator[Finding]:
             turns += 1
             broken += not _is_whole(file)
     told = shared.agreed("renamed", [turns, broken])
-    if not shared.crew.is_main:
-        return
-    reads = sum(t for r, (t, _) in told.items() if r != shared.crew.rank)
-    if bad := [r for r, (_, b) in told.items() if b]:
-        yield Finding(
+    if shared.crew.is_main:
+        yield judge_reads(told, shared.crew)
+
+
+def judge_reads(told: Mapping[int, Sequence[int]], crew: Crew) -> Finding:
+    """`told`: of each rank how often it read the file, of rank 0 how often it renamed; how often that was not
+    whole."""
+    turns, reads = told[crew.rank][0], sum(t for r, (t, _) in told.items() if r != crew.rank)
+    if bad := [r for r, (_, broken) in told.items() if broken]:
+        return Finding(
             "rename",
             "fail",
-            f"a file that is renamed over is not whole to {shared.crew.named(bad)}",
+            f"a file that is renamed over is not whole to {crew.named(bad)}",
             "take another file system for --run: records of checkpoints would be read half written",
-            where=tuple(dict.fromkeys(shared.crew.hosts[r] for r in bad)),
+            where=tuple(dict.fromkeys(crew.hosts[r] for r in bad)),
         )
-    else:
-        said = f"{turns} over a file" + (f", whole in each of {reads:,} reads of others" if reads else "")
-        yield Finding("rename", "ok", said, where=shared.crew.nodes)
+    said = f"{turns} over a file" + (f", whole in each of {reads:,} reads of others" if reads else "")
+    return Finding("rename", "ok", said, where=crew.nodes)
 
 
 def _is_whole(file: Path) -> bool:
@@ -204,20 +208,18 @@ def _one_link(shared: Shared, record: Path) -> Iterator[Finding]:
         said = f"no hard links in {shared.directory.parent} ({e.strerror}): they tell who owns a stage"
         yield Finding("one owner", "fail", said, "take another file system for --run")
         return
+    if shared.crew.is_main and None not in told.values():
+        yield judge_owners(told, shared.crew)
+
+
+def judge_owners(told: Mapping[int, bool], crew: Crew) -> Finding:
+    """`told`: of each rank whether its link is the one that was made."""
     owners = [r for r, got in told.items() if got]
-    if not shared.crew.is_main or None in told.values():
-        return
-    if len(owners) == 1:
-        said = f"one of {len(told)} hard links to a name is made" if len(told) > 1 else "hard links are made"
-        yield Finding("one owner", "ok", said, where=shared.crew.nodes)
-    else:
-        yield Finding(
-            "one owner",
-            "fail",
-            f"of {len(told)} hard links to one name {len(owners)} are made: two jobs could own a stage",
-            "take another file system for --run",
-            where=shared.crew.nodes,
-        )
+    if len(owners) != 1:
+        said = f"of {len(told)} hard links to one name {len(owners)} are made: two jobs could own a stage"
+        return Finding("one owner", "fail", said, "take another file system for --run", where=crew.nodes)
+    said = f"one of {len(told)} hard links to a name is made" if len(told) > 1 else "hard links are made"
+    return Finding("one owner", "ok", said, where=crew.nodes)
 
 
 def _linked(mine: Path, path: Path) -> bool:
@@ -239,9 +241,13 @@ def _write_speed(shared: Shared) -> Iterator[Finding]:
         shared.agreed("speed", None)
         yield _unwritable(shared.directory.parent, e)
         return
-    told = {r: v for r, v in shared.agreed("speed", [written, seconds]).items() if v}
-    if not crew.is_main:
-        return
+    told = shared.agreed("speed", [written, seconds])
+    if crew.is_main:
+        yield judge_writes({r: v for r, v in told.items() if v}, crew)
+
+
+def judge_writes(told: Mapping[int, Sequence[float]], crew: Crew) -> Finding:
+    """`told`: bytes and seconds of each rank."""
     speeds = {r: n / s for r, (n, s) in told.items()}
     total = sum(n for n, _ in told.values()) / max(s for _, s in told.values())
     usual = statistics.median(speeds.values())
@@ -250,9 +256,8 @@ def _write_speed(shared: Shared) -> Iterator[Finding]:
     if slow:
         fix = "look at the mount and the network of that node: a checkpoint is as slow as its slowest rank"
         nodes = tuple(dict.fromkeys(crew.hosts[r] for r in slow))
-        yield Finding("write speed", "warn", f"{said}; slow: {crew.named(slow)}", fix, where=nodes)
-    else:
-        yield Finding("write speed", "ok", said, where=crew.nodes)
+        return Finding("write speed", "warn", f"{said}; slow: {crew.named(slow)}", fix, where=nodes)
+    return Finding("write speed", "ok", said, where=crew.nodes)
 
 
 def _write(path: Path, nbytes: int) -> tuple[int, float]:
