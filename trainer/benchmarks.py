@@ -19,10 +19,22 @@ from trainer.evaluation.asking import blind_partners, in_order
 from trainer.evaluation.layouts.read import read_task
 from trainer.evaluation.outcome import outcome
 from trainer.evaluation.store import Record, opened
+from trainer.evaluation.suite import Subject
 from trainer.evaluation.task import Task, check_files, parts, paths_of
-from trainer.subject import Opened
 
 MISSING_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`name` and `digest` say which weights, `dtype` as what they answer; `results` is where its results
+    belong, None outside of a run."""
+
+    subject: Subject
+    name: str
+    digest: str
+    results: Path | None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,7 @@ def run_tasks(world: World, checkpoint: Opened, asked: Asked) -> list[dict[str, 
 
 
 def _run(world: World, checkpoint: Opened, task: Task, asked: Asked, out: Path) -> dict[str, Any]:
+    checkpoint.subject.ranks.agree()
     read, examples = read_task(task, asked.data)
     _check_count(task, len(read), asked)
     every = in_order(read, asked.seed)
@@ -56,6 +69,7 @@ def _run(world: World, checkpoint: Opened, task: Task, asked: Asked, out: Path) 
     texts, owners = ranked_texts(task, questions) if task.ranked else ([], [])
     key = {
         "checkpoint": checkpoint.digest,
+        "dtype": checkpoint.dtype,
         "task": task.model_dump(mode="json"),
         "files": from_main(world, _files(task, asked.data) if world.is_main else None),
         "seed": asked.seed,
@@ -67,10 +81,11 @@ def _run(world: World, checkpoint: Opened, task: Task, asked: Asked, out: Path) 
             rank_texts(checkpoint.subject, [p.question for p in mine], texts, store)
         else:
             answer(checkpoint.subject, task, mine, in_order(examples, asked.seed), asked.seed, store)
+    checkpoint.subject.ranks.agree()
     result = None
     if world.is_main:
         about = {
-            "checkpoint": {"name": checkpoint.name, "digest": checkpoint.digest},
+            "checkpoint": {"name": checkpoint.name, "digest": checkpoint.digest, "dtype": checkpoint.dtype},
             "limit": asked.limit,
             "of": len(read),
             "seed": asked.seed,

@@ -263,6 +263,7 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     from trainer.engine.faults import parse_faults
     from trainer.engine.requests import parse_limit, refuse_stop_file
     from trainer.engine.watchdog import death
+    from trainer.evaluation.task import tasks_of
     from trainer.observe.trackers import chosen
     from trainer.stage_stream import open_datasets
 
@@ -271,6 +272,8 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     chosen(recipe.observe.trackers)
     parse_faults(args.faults)
     open_datasets(recipe, args.run)
+    if stage.evaluate and (suite := recipe.suite(stage.evaluate.suite)):
+        tasks_of(suite, args.run)
     stage_dir = args.run / stage.name
     refuse_stop_file(stage_dir)
     refuse_held(stage_dir, Attempt.here(_trained(recipe, stage, args.nproc)))

@@ -23,7 +23,7 @@ from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.engine.guard import Guard
 from trainer.engine.watchdog import Watchdog
-from trainer.evaluation.config import HELDOUT, Evaluation, Suite
+from trainer.evaluation.config import HELDOUT, Evaluation, InTraining, Suite
 from trainer.evaluation.thresholds import Threshold
 from trainer.models.config import Model
 from trainer.models.tuning import Tuning, check_modules
@@ -165,6 +165,7 @@ class Stage(_Part):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
     checkpoint_async: bool = Field(True, description="checkpoints are written while training goes on")
+    evaluate: InTraining | None = Field(None, description="a suite that is evaluated as it trains")
     gate: dict[str, Threshold] = Field({}, description="metric -> threshold, before a next stage may start")
 
     @field_validator("train")
@@ -178,6 +179,15 @@ class Stage(_Part):
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch ({self.global_batch}) is no multiple of micro_batch ({self.micro_batch})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_evaluated_is_saved(self) -> "Stage":
+        if self.evaluate is not None and self.evaluate.every % self.checkpoint_every:
+            raise ValueError(
+                f"evaluate.every ({self.evaluate.every}) is no multiple of checkpoint_every "
+                f"({self.checkpoint_every}): what is evaluated is a checkpoint"
             )
         return self
 
@@ -251,6 +261,17 @@ class Recipe(_Part):
                         f"{self.model.architecture} has none (there are {', '.join(self.model.modules)}); "
                         f"leave it out, or set model.architecture to {module}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _suites_exist(self) -> "Recipe":
+        names = [HELDOUT, *self.evaluation.suites]
+        for stage in self.stages:
+            if stage.evaluate is not None and stage.evaluate.suite not in names:
+                raise ValueError(
+                    f"stage '{stage.name}': evaluate.suite '{stage.evaluate.suite}' is none of "
+                    f"evaluation.suites{nearest(stage.evaluate.suite, names)} (there are {', '.join(names)})"
+                )
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from data_pipeline.errors import NumericError
+from data_pipeline.errors import FoveaError, NumericError
 from trainer.distributed import all_sum
 from trainer.engine.initialize import set_lr
 from trainer.engine.oversight import Oversight
@@ -12,6 +12,7 @@ from trainer.engine.requests import Stopped
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.schedule import lr_factor
 from trainer.engine.state import TrainState
+from trainer.evaluating import evaluate_checkpoint, is_due
 from trainer.guarded import remembered, rewind, update
 from trainer.models.moe.layer import routing_of
 from trainer.observe.sinks import Metrics
@@ -52,6 +53,7 @@ def _steps(run: Run, oversight: Oversight, saver: Saver) -> None:
     stage = run.stage
     saved = run.state.step
     oversight.requests.begin()
+    _evaluate(run, oversight, saver)  # where an attempt before did not come to its end
     while run.state.step < stage.steps:
         began = time.perf_counter()
         try:
@@ -60,10 +62,7 @@ def _steps(run: Run, oversight: Oversight, saver: Saver) -> None:
         except Stopped as request:
             if run.state.step > saved:
                 _save(run, oversight, saver)
-            _finish(run, oversight, saver)
-            step = run.state.step
-            at = f"after step {step} of {stage.steps}, which is saved" if step else "before its first step"
-            raise request.error(f"stage '{stage.name}' stopped {at}") from None
+            raise _stopped(run, oversight, saver, request) from None
         if metrics.get("guard") == "rewind":
             oversight.enter("checkpoint", run.state.step)
             _finish(run, oversight, saver)
@@ -82,9 +81,29 @@ def _steps(run: Run, oversight: Oversight, saver: Saver) -> None:
         if (due and not run.state.guard.rung) or run.state.step == stage.steps:
             _save(run, oversight, saver)
             saved = run.state.step
+            _evaluate(run, oversight, saver)
         else:
             _there(oversight, saver.poll())
     _finish(run, oversight, saver)
+
+
+def _evaluate(run: Run, oversight: Oversight, saver: Saver) -> None:
+    """Evaluate the checkpoint of this step once it is there, where the stage wants it (all ranks)."""
+    if not is_due(run.stage, run.state.step):
+        return
+    _finish(run, oversight, saver)
+    try:
+        evaluate_checkpoint(run, oversight)
+    except Stopped as request:
+        raise _stopped(run, oversight, saver, request) from None
+
+
+def _stopped(run: Run, oversight: Oversight, saver: Saver, request: Stopped) -> FoveaError:
+    """What ends the process, once what was begun to be saved is there (all ranks)."""
+    _finish(run, oversight, saver)
+    step, stage = run.state.step, run.stage
+    at = f"after step {step} of {stage.steps}, which is saved" if step else "before its first step"
+    return request.error(f"stage '{stage.name}' stopped {at}")
 
 
 def _save(run: Run, oversight: Oversight, saver: Saver) -> None:

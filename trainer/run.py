@@ -55,6 +55,7 @@ NOT_COMPARED = {
     "checkpoint_every",
     "keep_checkpoints",
     "checkpoint_async",
+    "evaluate",
     "gate",
     "compile",
     "kernels",
@@ -85,6 +86,7 @@ class Run:
     sinks: list[Sink]
     frozen: Path | None = None
     """Where the frozen weights are saved already."""
+    tokenizer: Tokenizer | None = None
 
 
 def build_run(
@@ -175,6 +177,7 @@ def build_run(
         gradients=GradientCheck(engine.module),
         figures=Figures(recipe, stage, engine.module, world),
         sinks=sinks,
+        tokenizer=tokenizer,
         frozen=found.frozen.path if found and found.frozen else None,
     )
 

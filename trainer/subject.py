@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -12,6 +11,7 @@ import yaml
 from data_pipeline.errors import ConfigError
 from data_pipeline.manifest import sha256_file
 from data_pipeline.stream.tokens import Tokenizer
+from trainer.benchmarks import Opened
 from trainer.distributed import World, barrier, from_main
 from trainer.engine.checkpoint import COMPLETE
 from trainer.evaluation.suite import Subject
@@ -23,16 +23,6 @@ from trainer.start import load_parts
 from trainer.trained import open_trained
 
 IDEFICS2 = "idefics2"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """`name` and `digest` say which weights; `results` is where its results belong, None outside of a run."""
-
-    subject: Subject
-    name: str
-    digest: str
-    results: Path | None
 
 
 def open_subject(world: World, path: Path, batch: int) -> Opened:

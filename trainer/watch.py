@@ -6,7 +6,6 @@ the training may die as well. What failed stands in STAGE/eval/step_N/SUITE.fail
 
 import contextlib
 import fcntl
-import json
 import os
 import sys
 import time
@@ -20,8 +19,8 @@ from data_pipeline.errors import ConfigError, DataError, PreflightError
 from data_pipeline.manifest import sha256_file, write_json
 from trainer.config import Recipe, load_recipe
 from trainer.engine.pins import pinning
-from trainer.evaluation.comparison import compare_results, open_results
 from trainer.evaluation.config import Suite
+from trainer.evaluation.suite_results import json_of, note_regressions, stands
 from trainer.signals import abandoning, run_process, stopped_by
 
 COMPLETE = "COMPLETE.json"
@@ -94,19 +93,7 @@ class Watch:
             yield from _committed(self.run_dir / stage.name)
 
     def is_done(self, due: Due) -> bool:
-        if self.suite is None:
-            return bool(_json(due.results / "results.json").get("checkpoint") == due.digest)
-        return all(self._has(due, name) for name in self.suite.tasks)
-
-    def _has(self, due: Due, task: str) -> bool:
-        assert self.suite is not None
-        page = _json(due.results / f"{Path(task).stem}.json")
-        asked = {"limit": self.suite.limit, "seed": self.suite.seed}
-        return (
-            page.get("checkpoint", {}).get("digest") == due.digest
-            and page.get("status") in ("complete", "limited")
-            and asked.items() <= page.items()
-        )
+        return stands(due.results, self.suite, due.digest)
 
     def is_given_up(self, due: Due) -> bool:
         failed = self._failed(due)
@@ -135,38 +122,8 @@ class Watch:
             write_json(failed, {"digest": due.digest, "tries": tries, "code": code, "said": said(log)[-20:]})
         return code
 
-    def regressions(self, due: Due) -> list[dict[str, Any]]:
-        """Tasks that are worse than at the stage's best earlier checkpoint, surely (95 %, paired)."""
-        if self.suite is None:
-            return []
-        stage_dir = due.checkpoint.parents[1]
-        found = []
-        for name in (Path(task).stem for task in self.suite.tasks):
-            earlier = [
-                (page["scores"][page["primary"]], path)
-                for path in (stage_dir / "eval").glob(f"step_*/{name}.json")
-                if int(path.parent.name.removeprefix("step_")) < due.step
-                and (page := _json(path)).get("scores")
-                and page.get("limit") == self.suite.limit
-            ]
-            if earlier:
-                best = max(earlier, key=lambda e: e[0])[1]
-                ours, theirs = (open_results(p)[name] for p in (best, due.results / f"{name}.json"))
-                compared = compare_results(ours, theirs)
-                value = compared["primary"]
-                change = compared["differences"][value]
-                if change["interval_95"][1] < 0:
-                    found.append({"task": name, "value": value, "from": best.parent.name, **change})
-        return found
-
-    def note_regressions(self, due: Due) -> list[dict[str, Any]]:
-        """Those of `regressions`, kept for the report."""
-        found = self.regressions(due)
-        write_json(due.results / f"{self.name}.regressions.json", found)
-        return found
-
     def _failed(self, due: Due) -> dict[str, Any]:
-        return _json(due.results / f"{self.name}.failed.json")
+        return json_of(due.results / f"{self.name}.failed.json")
 
 
 def watch(watched: Watch, *, once: bool, poll_s: float, say: Say) -> list[Due]:
@@ -197,7 +154,7 @@ def _evaluate(watched: Watch, due: Due, say: Say) -> None:
     last = log[-1] if log else "it said nothing"
     if code == 0:
         say("\n".join([f"{name}:", *log]))
-        for r in watched.note_regressions(due):
+        for r in note_regressions(due.results, watched.name, watched.suite):
             low, high = r["interval_95"]
             change = f"{r['value']} {r['difference']:+.4g} [{low:+.4g}, {high:+.4g}]"
             say(f"  worse: {r['task']} {change} against {r['from']}")
@@ -239,12 +196,3 @@ def _only_one(watched: Watch) -> Iterator[None]:
 def said(log: Path) -> list[str]:
     """The lines of a log that are not blank."""
     return [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none."""
-    try:
-        page = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return page if isinstance(page, dict) else {}

@@ -31,7 +31,7 @@ from trainer.engine.ds_config import OWNED_BY_RECIPE
 from trainer.engine.faults import FACTORS, FULL, HANGS, KINDS, OOM, SLOW
 from trainer.engine.guard import Guard
 from trainer.engine.watchdog import Watchdog
-from trainer.evaluation.config import Evaluation, Suite
+from trainer.evaluation.config import Evaluation, InTraining, Suite
 from trainer.models.moe.config import MixtureOfExperts
 from trainer.models.tuning import Adapter, Tuning
 from trainer.observe.config import Observe
@@ -97,6 +97,7 @@ def test_the_other_keys():
     assert keys("training.md", "A recipe") >= set(Recipe.model_fields) - {"data", "backbones", "model"}
     assert keys("evaluation.md", "Settings") == set(Evaluation.model_fields)
     assert keys("evaluation.md", "Beside training") == set(Suite.model_fields)
+    assert keys("evaluation.md", "In training") == set(InTraining.model_fields)
 
 
 # Heading of data-recipe.md: its model, and the models whose keys stand under a heading of their own.

@@ -61,6 +61,7 @@ def test_each_second_of_a_killed_and_resumed_stage_is_counted_once(tmp_path):
             "productive": 10 + 7 + 10 + 10,
             "data": 3,
             "checkpoint": 5 + 6,
+            "evaluation": 0,
             "startup": 20,
             "restart": 130 - 62,
             "wasted": (62 - 45) + 10,
@@ -135,3 +136,47 @@ def test_of_a_real_stage_the_parts_are_what_its_lines_and_its_attempt_say(traine
     assert found.restart == found.wasted == 0
     if len(attempts_of(stage)) == 1:
         assert found.wall == pytest.approx(attempts_of(stage)[0].alive_at - first["began"], abs=0.05)
+
+
+def evaluation(since, until):
+    return {"event": "evaluation", "time": until, "step": 2, "since": since, "until": until}
+
+
+def test_evaluations_between_steps_are_a_part_of_their_own(tmp_path):
+    # 0-20 start-up; 20-30 step 1; 30-40 step 2; 40-45 its save; 45-60 evaluated until it was asked to stop;
+    # 60-61 the end; resumed, 90-100 the rest of the evaluation; 100-101 data; 101-111 step 3; 111-114 the
+    # last save; 114-120 evaluated; 120-121 the end.
+    stopped = {"alive_at": 61, "ended": 143, "saved": 2, "save_s": 5}
+    write(
+        tmp_path,
+        [
+            start(15, 0),
+            evaluation(45, 60),
+            start(85, 80, stopped, 2),
+            evaluation(90, 100),
+            evaluation(114, 120),
+        ],
+        [step(1, 30), step(2, 40), step(3, 111, checkpoint_stall_s=0.0)],
+        {"ended": 0, "saved": 3, "save_s": 3},
+        121,
+    )
+    found = split(tmp_path)
+    assert asdict(found) == pytest.approx(
+        {
+            "productive": 30,
+            "data": 0,
+            "checkpoint": 5 + 3,
+            "evaluation": 15 + 10 + 6,
+            "startup": 20,
+            "restart": 90 - 61,
+            "wasted": 0,
+            "other": 1 + 1 + 1,
+        }
+    )
+    assert found.wall == pytest.approx(121)
+
+
+def test_an_evaluation_that_was_killed_is_wasted(tmp_path):
+    write(tmp_path, [start(0, 0)], [step(1, 10)], {"ended": None, "saved": 1, "save_s": 2}, 20)
+    found = split(tmp_path)
+    assert (found.checkpoint, found.wasted) == pytest.approx((2, 8))

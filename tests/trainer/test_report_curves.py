@@ -10,9 +10,9 @@ import pytest
 from data_pipeline.manifest import write_json
 from trainer.evaluation.config import Suite
 from trainer.evaluation.outcome import outcome
+from trainer.evaluation.suite_results import note_regressions
 from trainer.evaluation.task import load_task
 from trainer.observe.charts import Interval, interval_chart
-from trainer.watch import Due, Watch
 from written_run import HOSTILE, make_run, rendered
 
 N = 40
@@ -56,9 +56,7 @@ def evaluated(run: Path, step: int, right: int, *, limit: int = N, name: str = "
 
 def watched(run: Path, step: int) -> None:
     """What `fovea watch` notes once that step is evaluated."""
-    suite = Suite(tasks=("scenes",), limit=N)
-    due = Due(run / "instruct" / "checkpoints" / f"step_{step:06d}", step, str(step))
-    Watch(run, None, "quick", suite).note_regressions(due)
+    note_regressions(run / f"instruct/eval/step_{step:06d}", "quick", Suite(tasks=("scenes",), limit=N))
 
 
 def section(run: Path) -> str:

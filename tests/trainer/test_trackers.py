@@ -12,6 +12,7 @@ from trainer.observe.trackers import MlflowSink, TensorBoardSink, WandbSink, cho
 
 PAGE = {"seed": 3, "model": {"kind": "tiny"}}
 SECRET = "hf_averysecretvalue"
+SCORE = "eval/coco_retrieval/image_retrieval_recall@1"
 
 
 def line(step):
@@ -29,6 +30,7 @@ def written(open_sink, *steps):
     sink = open_sink()
     for step in steps:
         sink.write(line(step))
+    sink.add(steps[-1], {SCORE: 0.5})  # evaluated after its step
     sink.close()
 
 
@@ -52,7 +54,8 @@ def test_tensorboard_gets_the_numbers_of_each_step(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     written(lambda: TensorBoardSink(tmp_path), 1, 2)
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "loss/scenes"}
+    assert set(events.Tags()["scalars"]) == {"loss", "loss/scenes", SCORE}
+    assert [(e.step, e.value) for e in events.Scalars(SCORE)] == [(2, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
 
 
@@ -72,6 +75,7 @@ def test_wandb_is_offline_and_a_resumed_stage_keeps_its_run(tmp_path, monkeypatc
     assert all(p.name.endswith(run_id) for p in runs)
     everything = held(stage)
     assert b"loss/scenes" in everything
+    assert SCORE.encode() in everything
     for secret in (SECRET, "0123456789" * 4):
         assert secret.encode() not in everything
 
@@ -87,9 +91,11 @@ def test_mlflow_gets_the_numbers_and_a_resumed_stage_keeps_its_run(tmp_path, mon
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
         runs = db.execute("select run_uuid, name, status from runs").fetchall()
         points = db.execute("select step, value from metrics where key = 'loss' order by step").fetchall()
+        scores = db.execute("select key, step from metrics where key like 'eval/%' order by step").fetchall()
     run_id = json.loads((stage / "trackers.json").read_text())["mlflow"]
     assert runs == [(run_id, "r-align", "FINISHED")]
     assert points == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert scores == [(SCORE.replace("@", "_"), 2), (SCORE.replace("@", "_"), 3)]
     assert SECRET.encode() not in held(tmp_path)
 
 

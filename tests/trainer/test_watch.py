@@ -18,6 +18,7 @@ from data_pipeline.errors import ConfigError
 from data_pipeline.manifest import sha256_file
 from documentation import BLOCKS, text_of
 from trainer.cli import main
+from trainer.evaluation.suite_results import regressions
 from trainer.evaluation.task import load_task
 from trainer.watch import Watch, watch
 
@@ -164,9 +165,9 @@ def test_a_task_that_became_surely_worse_is_named(run):
     (due,) = [d for d in watched.due() if d.stage == "align"]
     _write(due.results.parent / "step_000004", "yes")
     _write(due.results, "yes")
-    assert watched.regressions(due) == []
+    assert regressions(due.results, watched.suite) == []
     _write(due.results, "no")
-    (found,) = watched.regressions(due)
+    (found,) = regressions(due.results, watched.suite)
     assert (found["task"], found["from"], found["difference"]) == ("scenes", "step_000004", -1.0)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -144,6 +145,23 @@ def test_ranks_that_all_wait_in_one_collective_are_named_together(tmp_path):
     line = sentence(judge(both, {0: 11.0, 1: 11.0}), 2, 11.0, tmp_path)
     assert line.startswith("all ranks on a stood still in update of step 4 for 11 s")
     assert "wait for it" not in line
+
+
+def test_of_ranks_in_one_collective_the_one_that_was_stopped_is_named():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        of = {
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "began": psutil.Process(process.pid).create_time(),
+        }
+        both = [at(0, waiting=True), at(1, waiting=True, **of)]
+        deadline = time.monotonic() + 10
+        while not both[1].state and time.monotonic() < deadline:
+            time.sleep(0.01)
+        found = judge(both, {0: 11.0, 1: 11.0})
+        process.kill()
+    assert [p.rank for p in found] == [1]
 
 
 def test_nobody_waits_for_a_rank_that_has_ended_and_all_for_one_that_failed(tmp_path):

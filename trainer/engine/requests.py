@@ -123,6 +123,10 @@ class Requests:
     def saved_in(self, seconds: float) -> None:
         """What a checkpoint took; it counts as no part of a step."""
         self.margin.save_s = max(self.margin.save_s or 0.0, seconds)
+        self.resumed()
+
+    def resumed(self) -> None:
+        """Steps go on: what passed since the last vote counts as no part of one."""
         self._last_vote = None
 
 

@@ -92,11 +92,14 @@ class Limits:
 
 def judge(positions: Iterable[Position], stood: Mapping[int, float]) -> tuple[Position, ...]:
     """The ranks that all others wait for, once they `stood` still longer than they may (seconds by rank); all
-    ranks where none is behind the others."""
+    ranks where none is behind the others. Of ranks at one place, those whose processes were stopped or are
+    gone, as far as this machine can tell: the others may wait for them within a collective."""
     positions = tuple(positions)
     last = min(p.order for p in positions)
     behind = tuple(p for p in positions if p.order == last)
-    return behind if all(stood[p.rank] > p.limit_s for p in behind) else ()
+    if not all(stood[p.rank] > p.limit_s for p in behind):
+        return ()
+    return tuple(p for p in behind if p.state) or behind
 
 
 def sentence(behind: Sequence[Position], ranks: int, seconds: float, stacks: Path) -> str:

@@ -3,10 +3,13 @@
 Each question is asked twice: with its own pictures, and blind, with those of another question.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from data_pipeline.batch import IGNORE
@@ -23,6 +26,8 @@ from trainer.evaluation.sampling import GREEDY
 from trainer.evaluation.store import Record, Store
 from trainer.evaluation.suite import Subject
 from trainer.evaluation.task import Task
+
+T = TypeVar("T")
 
 CAPTIONS_EACH = 5
 """Retrieval takes so many captions of a picture, as papers do: COCO has a sixth for a few."""
@@ -54,11 +59,11 @@ def answer(
     seed: int,
     store: Store,
 ) -> None:
-    """Put an answer to each of `mine` into the store, or why there is none."""
-    for start in range(0, len(mine), subject.batch):
+    """Put an answer to each of `mine` into the store, or why there is none (all ranks that share a model)."""
+    for batch in subject.ranks.rounds(list(_chunks(mine, subject.batch)), ()):
         asked_now: list[tuple[Pair, Prompt, Prompt]] = []
         failed: list[Record] = []
-        for pair in mine[start : start + subject.batch]:
+        for pair in batch:
             shown = drawn_examples(task, pair.question, examples, seed)
             try:
                 own, blind = (
@@ -93,16 +98,20 @@ def _record(subject: Subject, pair: Pair, own: Prompt, raw: str, blind_raw: str)
 
 def _write(subject: Subject, task: Task, prompts: Sequence[Prompt]) -> list[str]:
     caption = task.form == "caption" and not task.shots
+    # Without anything to write a rank still runs what the others run, on a prompt that asks nothing.
+    idle = [Prompt([subject.tokenizer.bos_id], [0])] if subject.ranks.shared else []
+    shown = list(prompts) or idle
     rows = generate(
         subject.model,
-        prompts,
+        shown,
         max_new_tokens=task.max_new_tokens,
         eos_id=subject.tokenizer.eos_id if caption else subject.tokenizer.end_id,
         pad_id=subject.tokenizer.pad_id,
-        how=[replace(GREEDY, stop=task.stop)] * len(prompts),
+        how=[replace(GREEDY, stop=task.stop)] * len(shown),
         text=subject.tokenizer.decode,
+        together=subject.ranks.any,
     )
-    return [subject.tokenizer.decode(row) for row in rows]
+    return [subject.tokenizer.decode(row) for row in rows[: len(prompts)]]
 
 
 # --- by likelihood ----------------------------------------------------------------------------------
@@ -123,19 +132,29 @@ def rank_texts(subject: Subject, mine: Sequence[Question], texts: Sequence[str],
     The texts are captions, in nats summed over their tokens and the end. Nothing is divided out: a text that
     is likely by itself is likely for every picture.
     """
-    for question in mine:
+    for question in subject.ranks.rounds(mine, None):
+        pictures: tuple[Picture, ...] = ()
         try:
-            data = picture_bytes(question.images[0])
-            pictures = decode(data, subject.image)
+            if question is not None:
+                pictures = decode(picture_bytes(question.images[0]), subject.image)
         except (DecodeError, DataError) as e:
             store.append([{"id": question.id, "error": str(e)}])
-            continue
-        scores = [
-            s for chunk in _chunks(texts, subject.batch) for s in _likelihoods(subject, pictures, chunk)
-        ]
-        store.append(
-            [{"id": question.id, "unit": question.unit, "truths": list(question.truths), "scores": scores}]
-        )
+        if pictures:
+            of = {"id": question.id, "unit": question.unit, "truths": list(question.truths)}
+            store.append([{**of, "scores": _score(subject, pictures, texts)}])
+        elif subject.ranks.shared:
+            _score(subject, _blank(subject), texts)
+
+
+def _score(subject: Subject, pictures: tuple[Picture, ...], texts: Sequence[str]) -> list[float]:
+    return [s for chunk in _chunks(texts, subject.batch) for s in _likelihoods(subject, pictures, chunk)]
+
+
+def _blank(subject: Subject) -> tuple[Picture, ...]:
+    """A picture of nothing, for a rank that runs the model only because others do."""
+    data = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(data, "PNG")
+    return decode(data.getvalue(), subject.image)
 
 
 @torch.no_grad()
@@ -162,6 +181,6 @@ def _caption(subject: Subject, text: str) -> Rendered:
     return render(sample, subject.tokenizer, subject.image_tokens, "answers")
 
 
-def _chunks(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), size):
-        yield texts[start : start + size]
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -22,6 +22,14 @@ class Suite(BaseModel):
     seed: int = Field(0, ge=0, description="draws examples and the samples of a limit")
 
 
+class InTraining(BaseModel):
+    """What a stage evaluates as it trains: `suite` after the checkpoint of every so many steps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    suite: str = Field(description=f"one of evaluation.suites, or '{HELDOUT}'")
+    every: int = Field(ge=1, description="steps, a multiple of checkpoint_every; the last step counts too")
+
+
 class Evaluation(BaseModel):
     """Held-out evaluation, after each stage. An empty list of sources means: all that fit the task."""
 

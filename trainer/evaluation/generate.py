@@ -51,13 +51,16 @@ def generate(
     pad_id: int,
     how: Sequence[Decoding] = (),
     text: Callable[[list[int]], str] | None = None,
+    together: Callable[[bool], bool] = bool,
 ) -> list[list[int]]:
     """The continuation of each prompt, without prompt and without the end token.
 
     `how` says it for each prompt; empty is greedy for all. A row ends at `eos_id`, after `max_new_tokens`, or
     with the token by which a stop word stands in `text` of its tokens (`until_stop` takes the word off).
-    Decoding ends when all rows have. With `eos_id` None it takes exactly `max_new_tokens` steps, which ranks
-    that share sharded weights have to do together.
+    Decoding ends when all rows have. With `eos_id` None it takes exactly `max_new_tokens` steps.
+
+    Ranks that share sharded weights decode together, whatever their rows say: `together` is asked at each
+    step, by all of them, whether any rank has rows that go on (evaluation/lockstep.py).
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -72,7 +75,7 @@ def generate(
     try:
         device = model.new_tokens.weight.device
         batch = _pad_left(model, prompts, pad_id).to(device)
-        return _decode(model, batch, max_new_tokens, pad_id, Chooser(how, device), ends)
+        return _decode(model, batch, max_new_tokens, pad_id, Chooser(how, device), ends, together)
     finally:
         model.train(training)
 
@@ -100,6 +103,7 @@ def _decode(
     pad_id: int,
     choose: Chooser,
     ends: Sequence[_Ending],
+    together: Callable[[bool], bool],
 ) -> list[list[int]]:
     rows, length = batch.input_ids.shape
     device = batch.input_ids.device
@@ -125,7 +129,7 @@ def _decode(
         hidden = model.decode(embeddings, mask, positions, cache, media)
         tokens = choose(model.head(hidden[:, -1])).tolist()
         going = {row for row in going if ends[row].keep(written[row], tokens[row])}
-        if not going and ends[0].eos_id is not None:
+        if not together(bool(going)) and ends[0].eos_id is not None:
             break
         fed = [[token if row in going else pad_id] for row, token in enumerate(tokens)]
         embeddings = model.embed_text(torch.tensor(fed, device=device))

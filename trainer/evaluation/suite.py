@@ -9,7 +9,7 @@ import io
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from data_pipeline.stream.tokens import Tokenizer
 from trainer.evaluation.captioning import cider, exact_match, tokenize
 from trainer.evaluation.config import Evaluation
 from trainer.evaluation.generate import Prompt, generate
+from trainer.evaluation.lockstep import Lockstep
 from trainer.evaluation.sampling import GREEDY, Decoding, until_stop
 from trainer.evaluation.vqa import vqa_accuracy
 from trainer.models.autoregressive import AutoregressiveVLM
@@ -49,6 +50,7 @@ class Subject:
     batch: int
     max_new_tokens: int
     decoding: Decoding = GREEDY
+    ranks: Lockstep = field(default_factory=Lockstep)
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,7 @@ def _answers(subject: Subject, items: list[Item], end_id: int) -> tuple[list[str
     for blind in (False, True):
         texts = [""] * len(items)
         for start in range(0, len(order), subject.batch):
+            subject.ranks.agree()
             chunk = order[start : start + subject.batch]
             prompts = [_prompt(items[i], blind) for i in chunk]
             ids = generate(
@@ -226,6 +229,7 @@ def _answers(subject: Subject, items: list[Item], end_id: int) -> tuple[list[str
                 pad_id=subject.tokenizer.pad_id,
                 how=[replace(subject.decoding, seed=subject.decoding.seed + i) for i in chunk],
                 text=subject.tokenizer.decode,
+                together=subject.ranks.any,
             )
             for i, row in zip(chunk, ids, strict=True):
                 texts[i] = until_stop(subject.tokenizer.decode(row), subject.decoding.stop).strip()
@@ -250,6 +254,7 @@ def _loss(subject: Subject, items: list[Item], sequence_length: int) -> dict[str
     device = subject.model.new_tokens.weight.device
     sums, targets = [0.0, 0.0], 0
     for start in range(0, len(items), subject.batch):
+        subject.ranks.agree()
         for blind in (False, True):
             rows = [
                 [Document(Piece(i.sample.id, i.sample.source, 0, i.tokens), i.other if blind else i.pictures)]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_pipeline.errors import ConfigError, DataError, PreflightError, nearest
 from data_pipeline.manifest import sha256_file
+from trainer.evaluation.config import Suite
 
 PAGES = Path(__file__).parent / "tasks"
 SHOWN = 20
@@ -138,6 +139,13 @@ def check_files(tasks: Iterable[Task], root: Path) -> None:
                 ]
             )
         )
+
+
+def tasks_of(suite: Suite, run_dir: Path) -> list[Task]:
+    """Its tasks. Raises ConfigError where there is no such task, PreflightError where files are missing."""
+    tasks = [load_task(name, suite.shots) for name in suite.tasks]
+    check_files(tasks, run_dir / suite.data)
+    return tasks
 
 
 def paths_of(file: TaskFile, root: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Where a stage's wall time went: the share in steps that count, and what took the rest.
 
-A pure function of `timeline.jsonl` (starts, and steps that were taken back: trainer/observe/timeline.py),
-`metrics.jsonl` and the newest attempt. The parts sum to the wall time: a sweep gives each moment to one.
+A pure function of `timeline.jsonl` (starts, evaluations, and steps that were taken back:
+trainer/observe/timeline.py), `metrics.jsonl` and the newest attempt. The parts sum to the wall time: a sweep
+gives each moment to one.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,15 @@ class Goodput:
     """Seconds of wall time, from the first start to the last sign of life.
 
     productive: in steps that stand, but for their wait for data. checkpoint: no step is taken while one is
-    saved. startup: before the first step. restart: from the end of an attempt to the first step of the next.
-    wasted: in steps that were taken back, refused by the guard, or cut short by a kill. other: what is left.
+    saved. evaluation: of checkpoints, by the training itself. startup: before the first step. restart: from
+    the end of an attempt to the first step of the next. wasted: in steps that were taken back, refused by the
+    guard, or cut short by a kill. other: what is left.
     """
 
     productive: float = 0.0
     data: float = 0.0
     checkpoint: float = 0.0
+    evaluation: float = 0.0
     startup: float = 0.0
     restart: float = 0.0
     wasted: float = 0.0
@@ -50,11 +53,13 @@ class Goodput:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of time in which steps were done: one that stands, or (`line` None) some taken back."""
+    """A stretch of time in which steps were done: one that stands, or (`line` None) some taken back; or in
+    which a checkpoint was evaluated."""
 
     since: float
     until: float
     line: dict[str, Any] | None
+    evaluated: bool = False
 
 
 def goodput_of(stage_dir: Path, steps: list[dict[str, Any]]) -> Goodput | None:
@@ -65,8 +70,8 @@ def goodput_of(stage_dir: Path, steps: list[dict[str, Any]]) -> Goodput | None:
     starts = [t for t in timeline if t.get("event") == "start" and finite(t.get("time")) is not None]
     if not starts:
         return None
-    lost = [t for t in timeline if t.get("event") == "lost"]
-    pieces = sorted(_pieces(steps, lost), key=lambda p: p.since)
+    noted = [t for t in timeline if t.get("event") in ("lost", "evaluation")]
+    pieces = sorted(_pieces(steps, noted), key=lambda p: p.since)
     first = steps[0]["step"] if steps else 1
     began = finite(starts[0].get("began"))
     began = float(starts[0]["time"]) if began is None else began
@@ -76,15 +81,15 @@ def goodput_of(stage_dir: Path, steps: list[dict[str, Any]]) -> Goodput | None:
     return _swept(began, starts, pieces, attempts[0] if attempts else None)
 
 
-def _pieces(steps: list[dict[str, Any]], lost: list[dict[str, Any]]) -> Iterator[_Piece]:
+def _pieces(steps: list[dict[str, Any]], noted: list[dict[str, Any]]) -> Iterator[_Piece]:
     for line in steps:
         at, seconds = finite(line.get("time")), finite(line.get("step_s"))
         if at is not None and seconds is not None:
             yield _Piece(at - seconds, at, line)
-    for took in lost:
+    for took in noted:
         since, until = finite(took.get("since")), finite(took.get("until"))
         if since is not None and until is not None:
-            yield _Piece(since, until, None)
+            yield _Piece(since, until, None, took["event"] == "evaluation")
 
 
 def _swept(
@@ -107,10 +112,12 @@ def _swept(
             out.restart += gap - tail
         elif before.line is not None:
             _between_steps(out, gap, before.line, piece.line)
+        elif before.evaluated:
+            out.other += gap
         else:
             out.wasted += gap
         at = max(at, piece.since)
-        _step(out, max(0.0, piece.until - at), piece.line)
+        _took(out, max(0.0, piece.until - at), piece)
         at, before = max(at, piece.until), piece
     if newest is not None:
         tail = max(0.0, newest.alive_at - at)
@@ -128,7 +135,11 @@ def _swept(
     return out
 
 
-def _step(out: Goodput, seconds: float, line: dict[str, Any] | None) -> None:
+def _took(out: Goodput, seconds: float, piece: _Piece) -> None:
+    line = piece.line
+    if piece.evaluated:
+        out.evaluation += seconds
+        return
     if line is None or line.get("guard"):
         out.wasted += seconds
         return
@@ -148,6 +159,9 @@ def _between_steps(out: Goodput, gap: float, line: dict[str, Any], following: di
 def _tail(out: Goodput, seconds: float, before: _Piece, attempt: dict[str, Any]) -> None:
     """After the last step of an attempt: its last save, then its end; or a step that a kill cut short."""
     line = before.line or {}
+    if before.evaluated and attempt.get("ended") in (0, 75, 143):
+        out.other += seconds
+        return
     if attempt.get("saved") is not None and attempt["saved"] == line.get("step"):
         saving = min(seconds, finite(attempt.get("save_s")) or 0.0)
         out.checkpoint += saving

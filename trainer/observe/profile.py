@@ -30,6 +30,9 @@ class ProfileWindow:
             self.close()
         self._after(step)
 
+    def add(self, step: int, metrics: Metrics) -> None:
+        """What is said of a step once it is over has no time in it."""
+
     def close(self) -> None:
         """Write the trace down, of a window cut short too."""
         if self._profile is None:

@@ -16,9 +16,10 @@ Metrics = dict[str, float | int | str]
 
 
 class Sink(Protocol):
-    """Gets the numbers of each step on the main rank."""
+    """Gets the numbers of each step on the main rank; `add`: more about a step, the last one written."""
 
     def write(self, metrics: Metrics) -> None: ...
+    def add(self, step: int, metrics: Metrics) -> None: ...
     def close(self) -> None: ...
 
 
@@ -55,12 +56,23 @@ class JsonlSink:
         return self._path.open("a", encoding="utf-8")
 
     def write(self, metrics: Metrics) -> None:
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        self._file.write(json.dumps(plain) + "\n")
+        self._file.write(json.dumps(_plain(metrics)) + "\n")
         self._file.flush()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Into the step's own line: there is one a step."""
+        self.close()
+        kept, _ = self._divided(step)
+        if kept and kept[-1]["step"] == step:
+            kept[-1] |= _plain(metrics)
+        self._file = self._rewritten(kept)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _plain(metrics: Metrics) -> dict[str, float | int | str | None]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
 
 
 class Screen:
@@ -91,8 +103,18 @@ class Screen:
         if step == self._steps or step == self._first + 1 or now - self._said >= self._every_s:
             self._said = now
             left = (now - self._began) / (step - self._first) * (self._steps - step)
-            sys.stdout.write(f"{self._title}  step {step}/{self._steps}  {numbers}  {left:.0f} s left\n")
-            sys.stdout.flush()
+            self._say(f"{self._title}  step {step}/{self._steps}  {numbers}  {left:.0f} s left")
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._say(f"{self._title}  step {step}  {name} {value:.4g}")
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line)
+            return
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
     def close(self) -> None:
         if self._bar is not None:

@@ -2,6 +2,7 @@
 
     {"event": "start", "time", "began", "pid", "step", "before"}     and how the last one with steps ended
     {"event": "lost", "time", "after", "steps", "since", "until"}    steps taken back, and their time
+    {"event": "evaluation", "time", "step", "since", "until"}        the checkpoint of that step, evaluated
 
 Goodput is computed from it (trainer/observe/goodput.py). `began` is when the process was born.
 """
@@ -43,6 +44,11 @@ def note_rewind(
     """The run goes back to `step`, whose line is `kept`: `cut`, and the bad step after them, are lost."""
     since = _since(cut[0]) if cut else _until(kept) if kept else time.time()
     _note(stage_dir, "lost", after=step, steps=len(cut) + 1, since=since, until=time.time())
+
+
+def note_evaluation(stage_dir: Path, step: int, since: float, until: float) -> None:
+    """The checkpoint of `step` was evaluated between two steps, or a part of its suite was."""
+    _note(stage_dir, "evaluation", step=step, since=since, until=until)
 
 
 def _attempt_before(stage_dir: Path) -> AttemptRecord | None:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,9 @@ class TensorBoardSink:
         for name, value in _numbers(metrics).items():
             self._writer.add_scalar(name, value, int(metrics["step"]))
 
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.write({"step": step, **metrics})
+
     def close(self) -> None:
         self._writer.close()
 
@@ -108,6 +112,9 @@ class WandbSink:
     def write(self, metrics: Metrics) -> None:
         self._run.log(_numbers(metrics), step=int(metrics["step"]))
 
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.write({"step": step, **metrics})
+
     def close(self) -> None:
         self._run.finish()
 
@@ -137,8 +144,13 @@ class MlflowSink:
 
     def write(self, metrics: Metrics) -> None:
         now, step = int(time.time() * 1000), int(metrics["step"])
-        numbers = [self._metric(name, value, now, step) for name, value in _numbers(metrics).items()]
+        # Of other signs in a name, as of recall@1, it makes an error.
+        named = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in _numbers(metrics).items()}
+        numbers = [self._metric(name, value, now, step) for name, value in named.items()]
         self._client.log_batch(self._id, metrics=numbers)
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.write({"step": step, **metrics})
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
