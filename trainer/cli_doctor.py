@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.cli_parser import Verbs, add_verb, positive
-from data_pipeline.errors import FoveaError
+from data_pipeline.errors import FoveaError, PreflightError
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
 
 if TYPE_CHECKING:
@@ -45,21 +45,21 @@ def add_doctor_verb(verbs: Verbs) -> None:
     p.add_argument(
         "--seconds", type=positive, default=_SECONDS, metavar="S", help="for all of it, at most (%(default)s)"
     )
-    p.add_argument(
-        "--into", type=Path, help=argparse.SUPPRESS
-    )  # where rank 0 leaves its report for the launcher
+    # Where rank 0 leaves its report for the process that started it.
+    p.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    limit = 2 * args.seconds + 5
+    starts = args.nproc > 1 and not is_rank()
+    limit = 2 * args.seconds + (15 if starts else 5)  # whoever starts ranks outlasts them
     last = threading.Timer(limit, _give_up, [limit])
     last.daemon = True
     last.start()
     try:
         if is_rank():
             _examine_rank(args)
-        report = _start_ranks(args) if args.nproc > 1 else _examined(args)
+        report = _start_ranks(args) if starts else _examined(args)
     finally:
         last.cancel()
     assert report is not None, "rank 0 reports"
@@ -97,7 +97,8 @@ def _examine_rank(args: argparse.Namespace) -> NoReturn:
 
 
 def _examined(args: argparse.Namespace) -> "Report | None":
-    """Raises as `Examination.take`. Libraries that cannot be loaded are a finding."""
+    """Raises as `Examination.take`, and PreflightError where libraries cannot be loaded, which on rank 0 is a
+    finding."""
     from trainer.doctor.finding import BREAKS, Finding
     from trainer.doctor.report import Report, joined
     from trainer.quiet import quiet_libraries
@@ -112,10 +113,11 @@ def _examined(args: argparse.Namespace) -> "Report | None":
         if rank == 0 and args.recipe:
             from trainer.doctor.recipe import checks
     except BREAKS as e:
-        host = os.uname().nodename
+        host, said = os.uname().nodename, f"cannot be loaded: {type(e).__name__}: {e}"
         fix = "mend what it names, or make the environment anew: make setup"
-        found = Finding("software", "fail", f"cannot be loaded: {type(e).__name__}: {e}", fix)
-        return Report(1, (host,), 0.0, joined({rank: [found]}, {rank: host}))
+        if rank:
+            raise PreflightError(f"rank {rank} on {host}: software {said}\n  {fix}") from None
+        return Report(1, (host,), 0.0, joined({0: [Finding("software", "fail", said, fix)]}, {0: host}))
     order = Order(
         recipe=args.recipe, overrides=tuple(args.overrides), run=args.run, seconds=float(args.seconds)
     )

@@ -149,6 +149,7 @@ def lonely(tmp_path_factory):
             "no rank 0": started("--run", here, "--seconds", 6, rank=1, port=free_port()),
             "port taken": started("--run", here, rank=0, port=taken.getsockname()[1]),
             "no deepspeed": started("--json", path=str(broken)),
+            "rank 1 without deepspeed": started(rank=1, port=free_port(), path=str(broken)),
             "stuck import": started("--json", "--seconds", 1, path=str(stuck)),
         }
         return {name: (*ended(p), time.monotonic() - began) for name, p in processes.items()}
@@ -198,6 +199,11 @@ def test_a_library_that_cannot_be_loaded_is_a_finding(lonely):
     (row,) = json.loads(out)["rows"]
     assert (code, row["status"], err) == (2, "fail", "")
     assert row["said"] == "cannot be loaded: ImportError: libcudart.so.12: cannot open shared object file"
+    code, out, err, _ = lonely["rank 1 without deepspeed"]
+    assert (code, out) == (2, "")  # rank 0 alone reports
+    assert err.startswith(
+        f"fovea: rank 1 on {socket.gethostname()}: software cannot be loaded: ImportError: "
+    )
 
 
 def test_libraries_that_load_for_ever_are_given_up_and_it_is_said_where(lonely):
