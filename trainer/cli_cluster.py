@@ -1,14 +1,46 @@
-"""`fovea gate` and `fovea chain`: the stages of a recipe one after another, each behind a door."""
+"""`fovea plan`, `chain`, `gate`: what a recipe takes on a cluster; its stages, each behind a door."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
 from data_pipeline.cli_parser import Verbs, add_verb, positive
+from data_pipeline.errors import ConfigError
 
 
 def add_cluster_verbs(verbs: Verbs) -> None:
     """Mount the verbs among those of `fovea`."""
+    p = add_verb(
+        verbs,
+        "plan",
+        _plan,
+        "what a recipe takes on a cluster: memory, time, disk, cost; code 3 where it does not fit",
+        "fovea plan idefics2-8b --nodes 32 --gpus-per-node 8 --gpu h100\n"
+        "  fovea plan align-900m --nodes 1 --gpus-per-node 4 --gpu a100 stages.align.micro_batch=8",
+    )
+    p.add_argument("recipe", metavar="RECIPE", help="a YAML page, or the name of one that ships")
+    p.add_argument("--nodes", type=positive, required=True, metavar="N")
+    p.add_argument("--gpus-per-node", type=positive, default=8, metavar="G", help="(%(default)s)")
+    p.add_argument(
+        "--gpu", required=True, metavar="NAME", help="a100, h100, h200, ...; another name lists all"
+    )
+    p.add_argument("--ds-config", metavar="NAME", help="of all stages, in place of the recipe's")
+    p.add_argument(
+        "--images-per-row", type=_not_negative, metavar="X", help="on the average (a quarter of a row)"
+    )
+    p.add_argument("--patches-per-image", type=positive, metavar="N", help="(those of the largest picture)")
+    p.add_argument(
+        "--mfu", type=_share, metavar="X", help="share of the peak that is attained while computing"
+    )
+    p.add_argument("--inter-node-gbps", type=_above_zero, metavar="X", help="Gbit/s of all of a node's cards")
+    p.add_argument("--disk-gbps", type=_above_zero, metavar="X", help="Gbit/s of the disk for checkpoints")
+    p.add_argument(
+        "--price", type=_not_negative, metavar="X", help="of a GPU-hour; without it no cost is told"
+    )
+    p.add_argument("--json", action="store_true", help="one object with everything, in place of the page")
+    p.add_argument("overrides", nargs="*", metavar="key=value")
+
     p = add_verb(
         verbs,
         "gate",
@@ -38,6 +70,41 @@ def add_cluster_verbs(verbs: Verbs) -> None:
     p.add_argument("--curate", metavar="DATA_RECIPE", help="build the dataset first, by slurm/curate.sh")
     p.add_argument("--dry-run", action="store_true", help="show the graph and the commands; submit nothing")
     p.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from trainer.config import load_recipe
+    from trainer.planning.hardware import gpu_named
+    from trainer.quiet import quiet_libraries
+
+    recipe, gpu = load_recipe(args.recipe, args.overrides), gpu_named(args.gpu)
+    if recipe.backbones.expects is None:
+        raise ConfigError(
+            f"recipe '{recipe.name}' does not say what its backbones are: set backbones.expects, "
+            "as the recipe idefics2-8b does"
+        )
+    quiet_libraries()
+    from trainer.planning.advice import advice
+    from trainer.planning.hardware import Assumed, Attained, Cluster
+    from trainer.planning.pages import lines
+    from trainer.planning.plan import Asked, plan_of
+    from trainer.planning.record import Prices, record
+
+    network = args.inter_node_gbps or gpu.network * args.gpus_per_node
+    asked = Asked(
+        cluster=Cluster(gpu, args.nodes, args.gpus_per_node, network),
+        assumed=Assumed(Attained.all(args.mfu)) if args.mfu else Assumed(),
+        images=args.images_per_row,
+        patches=args.patches_per_image,
+        ds_config=args.ds_config,
+    )
+    plan = plan_of(recipe, asked)
+    told, prices = advice(plan), Prices(args.price, args.disk_gbps)
+    if args.json:
+        print(json.dumps(record(plan, told, prices), indent=1))
+    else:
+        print("\n".join(lines(plan, told, prices)))
+    return 0 if plan.fits else 3
 
 
 def _chain(args: argparse.Namespace) -> int:
@@ -83,3 +150,21 @@ def _gate(args: argparse.Namespace) -> int:
     told = ", ".join(f"{metric} {score:.4g}" for metric, score in reached.items()) or "no gate"
     print(f"{stage.name}: finished at step {found.step}; {told}")
     return 0
+
+
+def _above_zero(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share above 0, up to 1")
+    return value

@@ -111,8 +111,9 @@ def test_every_metric_is_shown():
     assert {p.id for p in scores()} == set(READERS)
 
 
-def test_the_size_of_a_recipe_is_as_shown(capsys):
-    shown = [b for b in BLOCKS if b.page == "docs/training.md" and "fovea model" in b.text]
+@pytest.mark.parametrize(("page", "verb"), [("docs/training.md", "model"), ("docs/cluster.md", "plan")])
+def test_what_a_recipe_takes_is_as_shown(page, verb, capsys):
+    shown = [b for b in BLOCKS if b.page == page and f"$ fovea {verb} " in b.text]
     assert shown
     for block in shown:
         for argv, output in session(block):

@@ -18,7 +18,7 @@ CONFIGS = (
 )
 """Of ds_configs/: those in bf16 that train to the same losses, and the one that nearly does."""
 _WORTH = 0.03
-"""Share of a step's time below which a change is not worth a line: the model is no better than that."""
+"""Share of a step's time below which two settings count as equal: the model is no better than that."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def _for_stage(plan: StagePlan, asked: Asked) -> Iterator[Advice]:
     for candidates in (others, rows, kept):
         better = [(setting, found) for setting, found in candidates if _pays(plan, found)]
         if better:
-            yield _told(plan, *min(better, key=lambda pair: pair[1].step.total))
+            least = min(found.step.total for _, found in better)
+            yield _told(plan, *next(b for b in better if b[1].step.total <= (1 + _WORTH) * least))
     if plan.margin >= 0 and plan.cluster.gpu.memory < plan.fullest.total:
         yield from _bound(plan)
 
@@ -91,9 +92,9 @@ def _configs(plan: StagePlan, asked: Asked) -> Iterator[tuple[str, StagePlan]]:
 
 
 def _micro_batches(plan: StagePlan, asked: Asked) -> Iterator[StagePlan]:
-    """Any that divides the global batch over the ranks."""
+    """Any that divides the global batch over the ranks; the largest first, which wins among equals."""
     share = plan.stage.global_batch // asked.cluster.ranks
-    for rows in range(1, share + 1):
+    for rows in range(share, 0, -1):
         if share % rows == 0 and rows != plan.stage.micro_batch:
             yield planned(changed(plan.shape, micro_batch=rows), plan.page, asked, plan.pictures)
 

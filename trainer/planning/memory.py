@@ -60,15 +60,15 @@ class Memory(_Parts):
     gradients: int
     optimizer: int
     activations: int
-    layer: int
+    layer_at_work: int
     """Activations and gradients of the layer that the backward pass is at."""
     loss: int
-    gathered: int
+    gathered_weights: int
     """Whole weights of the modules at work, and of those fetched ahead."""
-    buckets: int
+    reduction_buckets: int
     update: int
     """What the update takes beyond the room of the backward pass."""
-    context: int
+    cuda_and_nccl: int
     fragmentation: int
 
 
@@ -116,12 +116,12 @@ def memory(
     return Memory(
         **vars(held),
         activations=activations,
-        layer=layer,
+        layer_at_work=layer,
         loss=loss,
-        gathered=gathered,
-        buckets=buckets,
+        gathered_weights=gathered,
+        reduction_buckets=buckets,
         update=update,
-        context=assumed.context,
+        cuda_and_nccl=assumed.context,
         fragmentation=round(assumed.fragmentation * allocated),
     )
 
