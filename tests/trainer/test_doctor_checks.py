@@ -76,6 +76,15 @@ def test_shared_memory_must_hold_the_batches_of_all_workers(small, tmp_path):
     assert host.shared_memory(None, 1, tmp_path / "none").status == "fail"
 
 
+def test_a_rank_bound_to_one_core_is_warned_of_its_workers(small, run):
+    assert host.cores(small, 1, 1).status == "ok"
+    busy = load_recipe(run / "recipe.yaml", ["data.workers=4096"])
+    assert host.cores(busy, 1, 1).status == "warn"
+    assert host.cores(busy, 1).status == "warn"
+    every = os.cpu_count()
+    assert f"{every / 2:.3g} of {every} for each rank" in host.cores(small, 2, every).said
+
+
 def test_a_low_limit_of_open_files_is_a_warning(small):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))

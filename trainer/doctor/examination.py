@@ -137,6 +137,7 @@ class Examination:
     def _of_host(self, crew: Crew) -> Iterator[tuple[str, Check]]:
         recipe = self._recipe
         yield "gpu", lambda: devices.gpus(self.local_rank, crew.here, _gpu_needed(recipe))
+        yield "cores", lambda: host.cores(recipe, crew.here)
         yield "shared memory", lambda: host.shared_memory(recipe, crew.here)
         yield "open files", lambda: host.open_files(recipe, crew.ranks)
         yield "locked memory", host.locked_memory

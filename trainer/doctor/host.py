@@ -1,4 +1,4 @@
-"""What a node gives its processes: shared memory, open files, locked memory, a scratch directory."""
+"""What a node gives its processes: cores, shared memory, open files, locked memory, a scratch directory."""
 
 import os
 import resource
@@ -34,6 +34,23 @@ def shared_memory(recipe: Recipe | None, ranks_here: int, shm: Path = _SHM) -> F
             "data.workers to 0",
         )
     return Finding("shared memory", "ok", f"{said}, {gib(need)} needed" if workers else said)
+
+
+def cores(recipe: Recipe | None, ranks_here: int, bound: int | None = None) -> Finding:
+    """Of this rank: those that it is bound to, or its share of the node's; against itself and its workers."""
+    bound = len(os.sched_getaffinity(0)) if bound is None else bound
+    all_ = os.cpu_count() or 1
+    mine = bound if bound < all_ else all_ / ranks_here
+    workers = recipe.data.workers if recipe else 0
+    said = f"{mine:.3g} of {all_} for each rank"
+    if workers and mine < 1 + workers:
+        return Finding(
+            "cores",
+            "warn",
+            f"{said}, which has {workers} workers beside itself",
+            "srun --cpus-per-task, as slurm/env.sh shares the cores of a node out; or fewer data.workers",
+        )
+    return Finding("cores", "ok", said)
 
 
 def open_files(recipe: Recipe | None, ranks: int, limit: int | None = None) -> Finding:
