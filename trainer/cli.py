@@ -23,6 +23,7 @@ from trainer.cli_observe import add_observe_verbs, add_profile_option, profiled,
 from trainer.cli_stream import add_stream_verbs
 from trainer.evaluation.score import add_parser as add_score_parser
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
+from trainer.mounts import refuse_dead_mounts
 from trainer.quiet import quiet_libraries
 from trainer.slurm import rank_variables
 
@@ -251,6 +252,8 @@ def _train(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     stage = recipe.stage(args.stage)
     refuse_profile(args.profile, stage)
+    parts = (*recipe.data.datasets, recipe.backbones.path)
+    refuse_dead_mounts([args.run, *(args.run / part for part in parts)])  # a node may have its own dead mount
     return _train_rank(args, recipe, stage) if is_rank() else _train_all(args, recipe, stage)
 
 

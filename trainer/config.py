@@ -165,6 +165,11 @@ class Stage(_Part):
     checkpoint_every: int = Field(100, ge=1, description="steps")
     keep_checkpoints: int = Field(2, ge=2)
     checkpoint_async: bool = Field(True, description="checkpoints are written while training goes on")
+    checkpoint_staging: str | None = Field(
+        None,
+        min_length=1,
+        description="directory on a disk of each node, $VARIABLES allowed; null: its memory",
+    )
     evaluate: InTraining | None = Field(None, description="a suite that is evaluated as it trains")
     gate: dict[str, Threshold] = Field({}, description="metric -> threshold, before a next stage may start")
 

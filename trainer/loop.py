@@ -11,6 +11,7 @@ from trainer.engine.oversight import Oversight
 from trainer.engine.requests import Stopped
 from trainer.engine.saving import Saved, Saver
 from trainer.engine.schedule import lr_factor
+from trainer.engine.staging import staging_directory
 from trainer.engine.state import TrainState
 from trainer.evaluating import evaluate_checkpoint, is_due
 from trainer.guarded import remembered, rewind, update
@@ -34,6 +35,7 @@ def train(run: Run, oversight: Oversight | None = None) -> None:
         keep=run.stage.keep_checkpoints,
         frozen=run.frozen,
         in_background=run.stage.checkpoint_async,
+        staging=staging_directory(run.stage.checkpoint_staging),
         may_commit=lambda: oversight.owner,
         at_commit=oversight.committed,
         before_write=lambda step: oversight.writing(run.world, step),

@@ -55,6 +55,7 @@ NOT_COMPARED = {
     "checkpoint_every",
     "keep_checkpoints",
     "checkpoint_async",
+    "checkpoint_staging",
     "evaluate",
     "gate",
     "compile",

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline.errors import PreflightError
+from data_pipeline.errors import ConfigError, PreflightError
 from partly_frozen import engine_of, take_a_step
 from ranks import on_ranks
 from trainer.distributed import World, barrier
 from trainer.engine import checkpoint, fragment_files
 from trainer.engine.fragments import held
 from trainer.engine.saving import Saver
-from trainer.engine.staging import Staging
+from trainer.engine.staging import Staging, staging_directory
 from trainer.engine.state import TrainState
 
 
@@ -91,3 +91,32 @@ def test_a_disk_that_gives_back_other_bytes_is_named(tmp_path):
     assert (tmp_path / "file").read_bytes() == (tmp_path / "direct").read_bytes()
     assert sum(seen) == about["nbytes"]
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_directory_is_named_by_the_nodes_own_variables(monkeypatch):
+    monkeypatch.setenv("LOCAL_SCRATCH", "/local/7")
+    assert staging_directory("$LOCAL_SCRATCH/checkpoints") == Path("/local/7/checkpoints")
+    assert staging_directory(None) is None
+    monkeypatch.delenv("LOCAL_SCRATCH")
+    for wrong in ("$LOCAL_SCRATCH/checkpoints", "checkpoints"):
+        with pytest.raises(ConfigError, match="an absolute path is needed"):
+            staging_directory(wrong)
+
+
+def test_a_run_that_stages_its_checkpoints_is_the_run_that_does_not(
+    run_dir, trained, fovea, metrics, tmp_path
+):
+    node = tmp_path / "node"
+    words = ("--stage", "align", "--run", run_dir, "--nproc", 2)
+    done = fovea(
+        "train", run_dir / "recipe.yaml", *words, "stages.align.checkpoint_staging=$NODE/staged",
+        env={"NODE": str(node)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list((node / "staged").iterdir()) == []
+    places = ("ledger", "loss", "grad_norm")
+    assert [[m[k] for k in places] for m in metrics(run_dir / "align")] == [
+        [m[k] for k in places] for m in metrics(trained / "align")
+    ]
+    found, rejected = checkpoint.newest(run_dir / "align")
+    assert (found.step, rejected) == (12, [])

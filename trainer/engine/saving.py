@@ -194,7 +194,7 @@ class Saver:
 
     def _copied(self, key: str, values: torch.Tensor) -> torch.Tensor:
         """In the host's memory, in the room of the last copy: on CUDA it is pinned, which takes long."""
-        if self._staging or not (self._copies or values.is_cuda):
+        if not self._copies:
             return values
         room = self._room.get(key)
         if room is None or room.shape != values.shape or room.dtype != values.dtype:

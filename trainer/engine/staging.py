@@ -3,15 +3,31 @@
 import errno
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline.errors import ConfigError
 from trainer.engine import fragment_files
 
 _CHUNK = 1 << 23
+
+
+def staging_directory(given: str | None) -> Path | None:
+    """What a recipe names, with variables of this rank's environment. Raises ConfigError where one is not
+    set, or the path is not absolute."""
+    if given is None:
+        return None
+    path = Path(os.path.expandvars(given)).expanduser()
+    if "$" in str(path) or not path.is_absolute():
+        raise ConfigError(
+            f"checkpoint_staging: {given!r} is {str(path)!r} on {socket.gethostname()}: an absolute path is "
+            "needed, and its variables must be set.\n  Name a disk of the node, such as $TMPDIR or /local."
+        )
+    return path
 
 
 class Staging:

@@ -164,7 +164,7 @@ def planned(shape: Shape, page: Page, asked: Asked, pictures: Pictures) -> Stage
         work=work,
         memory=usual,
         fullest=fullest,
-        host=host_memory(shape.weights, page, ranks, stage.checkpoint_async),
+        host=host_memory(shape.weights, page, ranks, stage.checkpoint_async and not stage.checkpoint_staging),
         traffic=traffic,
         step=step_of(work, traffic, shape.weights, page, cluster, assumed),
     )
