@@ -85,6 +85,7 @@ def _opened(run: Run, oversight: Oversight, digest: str) -> Opened:
         suite.batch if suite else page.batch,
         page.max_new_tokens,
         ranks=Lockstep(run.world, agree),
+        computes_on=run.world.device,
     )
     name = directory_of(run.stage_dir, step).name
     results = run.stage_dir / "eval" / name

@@ -110,6 +110,7 @@ def _write(subject: Subject, task: Task, prompts: Sequence[Prompt]) -> list[str]
         how=[replace(GREEDY, stop=task.stop)] * len(shown),
         text=subject.tokenizer.decode,
         together=subject.ranks.any,
+        device=subject.device,
     )
     return [subject.tokenizer.decode(row) for row in rows[: len(prompts)]]
 
@@ -166,7 +167,7 @@ def _likelihoods(subject: Subject, pictures: tuple[Picture, ...], texts: Sequenc
         image=subject.image,
         image_tokens=subject.image_tokens,
         sequence_length=max(len(row[0].piece.tokens) for row in rows),
-    ).to(subject.model.new_tokens.weight.device)
+    ).to(subject.device)
     logits = subject.model.logits(batch).float().transpose(1, 2)
     loss = F.cross_entropy(logits, batch.labels, reduction="none", ignore_index=IGNORE)
     found: list[float] = (-loss.sum(1)).tolist()

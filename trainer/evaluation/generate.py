@@ -52,6 +52,7 @@ def generate(
     how: Sequence[Decoding] = (),
     text: Callable[[list[int]], str] | None = None,
     together: Callable[[bool], bool] = bool,
+    device: torch.device | None = None,
 ) -> list[list[int]]:
     """The continuation of each prompt, without prompt and without the end token.
 
@@ -60,7 +61,8 @@ def generate(
     Decoding ends when all rows have. With `eos_id` None it takes exactly `max_new_tokens` steps.
 
     Ranks that share sharded weights decode together, whatever their rows say: `together` is asked at each
-    step, by all of them, whether any rank has rows that go on (evaluation/lockstep.py).
+    step, by all of them, whether any rank has rows that go on (evaluation/lockstep.py). `device`: where the
+    model computes, where that is not where its weights stand, as with ZeRO's offload.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -73,7 +75,7 @@ def generate(
     training = model.training
     model.eval()
     try:
-        device = model.new_tokens.weight.device
+        device = device or model.new_tokens.weight.device
         batch = _pad_left(model, prompts, pad_id).to(device)
         return _decode(model, batch, max_new_tokens, pad_id, Chooser(how, device), ends, together)
     finally:

@@ -51,6 +51,12 @@ class Subject:
     max_new_tokens: int
     decoding: Decoding = GREEDY
     ranks: Lockstep = field(default_factory=Lockstep)
+    computes_on: torch.device | None = None
+    """Where the model computes, where that need not be where its weights stand."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.computes_on or self.model.new_tokens.weight.device
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,7 @@ def _answers(subject: Subject, items: list[Item], end_id: int) -> tuple[list[str
                 how=[replace(subject.decoding, seed=subject.decoding.seed + i) for i in chunk],
                 text=subject.tokenizer.decode,
                 together=subject.ranks.any,
+                device=subject.device,
             )
             for i, row in zip(chunk, ids, strict=True):
                 texts[i] = until_stop(subject.tokenizer.decode(row), subject.decoding.stop).strip()
@@ -251,7 +258,6 @@ def _loss(subject: Subject, items: list[Item], sequence_length: int) -> dict[str
     """Mean loss over the targets of all items: with their own pictures, and with another's."""
     if not items:
         return None
-    device = subject.model.new_tokens.weight.device
     sums, targets = [0.0, 0.0], 0
     for start in range(0, len(items), subject.batch):
         subject.ranks.agree()
@@ -267,7 +273,7 @@ def _loss(subject: Subject, items: list[Item], sequence_length: int) -> dict[str
                 image_tokens=subject.image_tokens,
                 sequence_length=max(len(i.tokens) for i in items[start : start + subject.batch]),
             )
-            sums[blind] += float(subject.model(batch.to(device)))
+            sums[blind] += float(subject.model(batch.to(subject.device)))
             targets += batch.target_tokens * (not blind)
     return {
         "n": len(items),
