@@ -25,12 +25,15 @@ from trainer.models.loss import CHUNK
 from trainer.models.vision import patch_features
 from trainer.sizes import skeleton
 
+_GRADIENTS = 0.25
+"""Of what a layer keeps, what its gradients take beside it: the backward pass frees as it goes. Measured by
+tests/trainer/planning/test_activations.py."""
+
 
 @dataclass(frozen=True)
 class Kept:
     """Bytes. `row`: of one row in the language model; `image`: of one image in tower and connector.
-    `row_layer`, `image_layer`: the most that one layer of theirs keeps while it runs, recomputed afterwards
-    or not."""
+    `row_layer`, `image_layer`: beside it, of the layer that the backward pass is at."""
 
     row: int
     image: int
@@ -41,10 +44,10 @@ class Kept:
         """What stays until the backward pass comes."""
         return round(rows * self.row + images * self.image)
 
-    def layer(self, rows: int, images: float) -> int:
-        """What the layer that the backward pass is at has beside it: its activations made again, and as much
-        again for their gradients."""
-        return round(2 * max(rows * self.row_layer, images * self.image_layer))
+    def most(self, rows: int, images: float) -> int:
+        """In the backward pass, which is done with the rows when it comes to the images."""
+        in_language = self.total(rows, images) + rows * self.row_layer
+        return round(max(in_language, images * (self.image + self.image_layer)))
 
 
 def kept(
@@ -77,7 +80,12 @@ def kept(
         replace(b, row=of_all("language", a.row, b.row), image=of_all("vision", a.image, b.image))
         for a, b in zip(short, long, strict=True)
     )
-    return as_set, plain
+    # The backward pass begins with the last layer: one that is not recomputed leaves its room to the others.
+    return replace(
+        as_set,
+        row_layer=as_set.row_layer if _recomputes_last(setting, "language", layers) else plain.row_layer,
+        image_layer=as_set.image_layer if _recomputes_last(setting, "vision", layers) else plain.image_layer,
+    ), plain
 
 
 def loss_bytes(positions: int, targets: int, width: int, vocabulary: int, element: int) -> int:
@@ -179,6 +187,12 @@ def _period(recipe: Recipe, setting: bool | Mapping[str, int], part: str) -> int
     return math.lcm(own, blocks, model.moe.every if model.moe else 1)
 
 
+def _recomputes_last(setting: bool | Mapping[str, int], part: str, layers: Mapping[str, int]) -> bool:
+    if not isinstance(setting, Mapping):
+        return setting
+    return part in setting and (layers[part] - 1) % setting[part] == 0
+
+
 def _run(
     recipe: Recipe,
     stage: Stage,
@@ -194,12 +208,15 @@ def _run(
         model.language.set_attn_implementation("sdpa")
         runs = partial(_row, model, stage, images), partial(_image, model, patches)
         (row, row_layer), (image, image_layer) = (graph_bytes(run, model) for run in runs)
-        plain = Kept(row, image, row_layer, image_layer)
+        gradients = round(_GRADIENTS * row_layer), round(_GRADIENTS * image_layer)
+        plain = Kept(row, image, *gradients)
         if setting is False:
             return plain, plain
         model.enable_activation_checkpointing(setting)
-        row, image = (graph_bytes(run, model)[0] for run in runs)  # a layer at work is the same
-    return replace(plain, row=row, image=image), plain
+        less_row, less_image = (graph_bytes(run, model)[0] for run in runs)
+    # A layer that is recomputed keeps all of its own again while the backward pass is at it.
+    as_set = Kept(less_row, less_image, row_layer + gradients[0], image_layer + gradients[1])
+    return as_set, plain
 
 
 def _row(model: AutoregressiveVLM, stage: Stage, images: int) -> torch.Tensor:

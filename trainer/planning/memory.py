@@ -61,7 +61,8 @@ class Memory(_Parts):
     optimizer: int
     activations: int
     layer_at_work: int
-    """Activations and gradients of the layer that the backward pass is at."""
+    """Activations made again, and gradients, of the layer that the backward pass is at, beyond the room of
+    the loss."""
     loss: int
     gathered_weights: int
     """Whole weights of the modules at work, and of those fetched ahead."""

@@ -53,11 +53,11 @@ class Shape:
             self._language["vocab_size"],
             element,
         )
-        activations, layer = kept.total(micro_batch, seen), kept.layer(micro_batch, seen)
+        activations, most = kept.total(micro_batch, seen), kept.most(micro_batch, seen)
         if "vision" not in self.stage.train:
             # Before the language model begins; what it leaves is little.
-            tower = tower_bytes(self.recipe, seen * pictures.patches, element)
-            layer = max(layer, tower - activations - loss)
+            most = max(most, tower_bytes(self.recipe, seen * pictures.patches, element))
+        layer = max(0, most - activations - loss)  # the loss is done with when a layer is at work
         return memory(self.weights, page, ranks, activations, layer, loss, assumed)
 
     @property

@@ -15,7 +15,7 @@ from modalities import ALL, ROWS, Case, batch_of, model_of, page_of, stage_of
 from ranks import on_ranks
 from toy_backbones import MISTRAL
 from trainer.config import Recipe, Stage
-from trainer.distributed import World
+from trainer.distributed import World, all_sum
 from trainer.engine import saving
 from trainer.engine.ds_config import merge_ds_config
 from trainer.engine.ds_keys import Page
@@ -118,6 +118,8 @@ def _held(world: World, case: Case, config: dict[str, Any], out: Path) -> dict[s
             model.target_losses = loss = None
             # The first step's moments are not there before its end.
             if step == 1:
+                for _ in range(4):  # gloo's threads hold the tensors of their last collective
+                    all_sum(world, 0.0)
                 alive = nbytes(tensors_alive())
                 parts = _parts(engine, model)
                 gradients = max(gradients, alive - sum(parts.values()))
