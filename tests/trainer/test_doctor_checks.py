@@ -18,6 +18,7 @@ from trainer.doctor.crew import Crew
 from trainer.doctor.finding import Finding, found_by
 from trainer.doctor.storage import Shared
 from trainer.engine.attempts import Attempt, Lease
+from trainer.sizes import sizes
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,8 +228,8 @@ def test_free_space_is_held_against_the_checkpoints_to_come(small, run):
         path = run / "align" / "checkpoints" / f"step_{step:06d}"
         path.mkdir(parents=True)
         (path / "rank_00000.safetensors").write_bytes(b"x" * size)
-    # Two are kept and one more is written: three of the newest size, of which 2,500 bytes are there.
-    assert need.bytes_of_checkpoints(small, run) == 3 * 1500 - 2500
+    # Two are kept, of which 2,500 bytes are there, and one more is written before the oldest goes.
+    assert need.bytes_of_checkpoints(small, run) == 2 * 1500 - 2500 + 1500
     assert next(disk.free_space(run, 4500)).status == "ok"
     assert next(disk.free_space(run, 10**18)).status == "fail"
 
@@ -238,12 +239,21 @@ def test_before_a_first_checkpoint_the_expected_shape_says_how_large_it_is(run):
     language = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     language |= {"vocab_size": 320, "intermediate_size": 64}
     expects = {"vision": vision | {"image_size": 32, "patch_size": 8}, "language": language, "layout": "tiny"}
+    (run / "fp32.json").write_text('{"zero_optimization": {"stage": 3}}')
+
+    def said(ds_config):
+        words = [f"backbones.expects={json.dumps(expects)}", f"stages.align.ds_config={ds_config}"]
+        return need.bytes_of_checkpoints(load_recipe(run / "recipe.yaml", words), run)
+
     shaped = load_recipe(run / "recipe.yaml", [f"backbones.expects={json.dumps(expects)}"])
-    model = need.sizes(shaped)[0].modules
+    model = sizes(shaped)[0].modules
     trained = sum(m.trainable for m in model)
     frozen = sum(m.parameters for m in model) - trained
     assert 0 < trained < frozen
-    assert need.bytes_of_checkpoints(shaped, run) == 3 * 12 * trained + 4 * frozen
+    # Three checkpoints: a weight and two moments of what is trained; and once what is frozen.
+    assert said(run / "fp32.json") == 3 * 3 * 4 * trained + 4 * frozen
+    assert said("zero3") == 3 * 3 * 4 * trained + 2 * frozen
+    assert said("zero3-bf16-states") == 3 * 3 * 2 * trained + 2 * frozen
 
 
 def faults(text, saves=None, requeued=True):

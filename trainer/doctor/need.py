@@ -4,37 +4,29 @@ from pathlib import Path
 
 from trainer.config import Recipe
 from trainer.engine import checkpoint
-from trainer.sizes import sizes
+from trainer.engine.ds_config import read_ds_config
+from trainer.engine.ds_keys import Page
+from trainer.planning.memory import checkpoint_bytes
+from trainer.planning.shape import shape_of
 
 
 def bytes_of_checkpoints(recipe: Recipe, run: Path) -> int | None:
-    """What all stages together have still to write, each with one checkpoint more than it keeps.
+    """What all stages together have still to write; one checkpoint more is there before the oldest goes.
 
     By the newest checkpoint of the stage, else by the shape that the recipe expects; None where neither says.
     """
-    planned = _planned(recipe)
-    total = 0
+    total = largest = 0
     for stage in recipe.stages:
-        written, newest = _written(run / stage.name)
-        size, frozen = (newest, 0) if newest else planned.get(stage.name, (0, 0))
+        written, size = _written(run / stage.name)
+        frozen = 0
         if not size:
-            return None
-        total += max(0, (stage.keep_checkpoints + 1) * size + frozen - written)
-    return total
-
-
-def _planned(recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """Of each stage (bytes of a checkpoint, bytes of what it leaves frozen), at most: float32 throughout."""
-    if recipe.backbones.expects is None:
-        return {}
-    # A trained weight and the optimizer's two moments; a frozen weight.
-    return {
-        s.stage: (
-            12 * sum(m.trainable for m in s.modules),
-            4 * sum(m.parameters - m.trainable for m in s.modules),
-        )
-        for s in sizes(recipe)
-    }
+            if recipe.backbones.expects is None:
+                return None
+            page = Page.model_validate(read_ds_config(stage.ds_config))
+            size, frozen = checkpoint_bytes(shape_of(recipe, stage).weights, page)
+        total += max(0, stage.keep_checkpoints * size + frozen - written)
+        largest = max(largest, size)
+    return total + largest
 
 
 def _written(stage_dir: Path) -> tuple[int, int]:
