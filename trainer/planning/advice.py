@@ -56,7 +56,7 @@ def _for_stage(plan: StagePlan, asked: Asked) -> Iterator[Advice]:
             least = min(found.step.total for _, found in better)
             yield _told(plan, *next(b for b in better if b[1].step.total <= (1 + _WORTH) * least))
     if plan.margin >= 0 and plan.cluster.gpu.memory < plan.fullest.total:
-        yield from _bound(plan)
+        yield from _bound(plan, asked)
 
 
 def _pays(plan: StagePlan, other: StagePlan) -> bool:
@@ -99,25 +99,19 @@ def _micro_batches(plan: StagePlan, asked: Asked) -> Iterator[StagePlan]:
             yield planned(changed(plan.shape, micro_batch=rows), plan.page, asked, plan.pictures)
 
 
-def _bound(plan: StagePlan) -> Iterator[Advice]:
+def _bound(plan: StagePlan, asked: Asked) -> Iterator[Advice]:
     """The most pictures of a row that fit, where the recipe allows more."""
-    pictures, memory = plan.pictures, plan.cluster.gpu.memory
-    fit = [n for n in range(1, pictures.fullest) if _with_images(plan, n) <= memory]
+
+    def nbytes(images: int) -> int:
+        """Of a GPU whose rows all hold so many."""
+        return plan.shape.memory(plan.page, plan.cluster.ranks, plan.pictures, images, asked.assumed).total
+
+    fit = [n for n in range(1, plan.pictures.fullest) if nbytes(n) <= plan.cluster.gpu.memory]
     if fit:
         yield Advice(
             stage=plan.stage.name,
             setting=f"images_per_row: {fit[-1]}",
-            why=f"a row may hold {pictures.fullest} pictures, which does not fit",
+            why=f"a row may hold {plan.pictures.fullest} pictures, which does not fit",
             step_s=(plan.step.total, plan.step.total),
-            memory=(plan.fullest.total, _with_images(plan, fit[-1])),
+            memory=(plan.fullest.total, nbytes(fit[-1])),
         )
-
-
-def _with_images(plan: StagePlan, images: int) -> int:
-    """Bytes of a GPU whose rows all hold so many."""
-    full, usual = plan.pictures.fullest, plan.pictures.row
-    if full == usual:
-        return plan.fullest.total
-    # Linear in the images but for the largest layer, which takes the larger of two: never below this.
-    each = (plan.fullest.total - plan.memory.total) / (full - usual)
-    return round(plan.fullest.total - (full - images) * each)

@@ -124,7 +124,7 @@ def test_the_bound_on_pictures_that_is_advised_is_the_largest_that_fits():
             .fullest.total
         )
 
-    assert fullest(most) == pytest.approx(told.memory[1], rel=0.01)
+    assert fullest(most) == told.memory[1]
     assert fullest(most) <= cluster.gpu.memory < fullest(most + 1)
 
 
