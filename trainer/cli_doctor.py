@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -51,23 +53,31 @@ def add_doctor_verb(verbs: Verbs) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    starts = args.nproc > 1 and not is_rank()
-    limit = 2 * args.seconds + (15 if starts else 5)  # whoever starts ranks outlasts them
-    last = threading.Timer(limit, _give_up, [limit])
-    last.daemon = True
-    last.start()
-    try:
-        if is_rank():
-            _examine_rank(args)
-        report = _start_ranks(args) if starts else _examined(args)
-    finally:
-        last.cancel()
+    if is_rank():
+        _examine_rank(args)
+    report = _start_ranks(args) if args.nproc > 1 else _examined(args)
     assert report is not None, "rank 0 reports"
     return _print(report, args.json)
 
 
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """What is inside has no deadline of its own: where it hangs, say where, and end."""
+    last = threading.Timer(seconds, _give_up, [seconds])
+    last.daemon = True
+    last.start()
+    try:
+        yield
+    finally:
+        last.cancel()
+
+
+def _loading_s(args: argparse.Namespace) -> int:
+    """Libraries come from a file server, to all nodes at once."""
+    return 3 * args.seconds + 10
+
+
 def _give_up(seconds: int) -> NoReturn:
-    """Where even loading the libraries, or starting ranks, hangs: say where, and end."""
     faulthandler.dump_traceback()
     sys.stderr.write(
         f"fovea: nothing to report after {seconds} s; where it hangs stands above.\n"
@@ -108,10 +118,11 @@ def _examined(args: argparse.Namespace) -> "Report | None":
     size = int(os.environ["WORLD_SIZE"]) if is_rank() else 1
     checks = None
     try:
-        from trainer.doctor.examination import Examination, Order
+        with _at_most(_loading_s(args)):
+            from trainer.doctor.examination import Examination, Order
 
-        if rank == 0 and args.recipe:
-            from trainer.doctor.recipe import checks
+            if rank == 0 and args.recipe:
+                from trainer.doctor.recipe import checks
     except BREAKS as e:
         host, said = os.uname().nodename, f"cannot be loaded: {type(e).__name__}: {e}"
         fix = "mend what it names, or make the environment anew: make setup"
@@ -135,7 +146,10 @@ def _start_ranks(args: argparse.Namespace) -> "Report":
     with tempfile.TemporaryDirectory() as room:
         into = Path(room) / "report.json"
         try:
-            launch([*argv, "--seconds", str(args.seconds), "--into", str(into), *args.overrides], args.nproc)
+            with _at_most(_loading_s(args) + args.seconds + 20):  # its ranks end by themselves before
+                launch(
+                    [*argv, "--seconds", str(args.seconds), "--into", str(into), *args.overrides], args.nproc
+                )
         except FoveaError as e:
             found = of_error("ranks", e)
             rows = (Row("ranks", (host,), "fail", found.said, found.fix),)

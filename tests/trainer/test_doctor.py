@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +61,11 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def took(out):
+    """The seconds of an examination, as its last line says."""
+    return float(re.search(r" in ([\d.]+) s: ", out.splitlines()[-1])[1])
 
 
 def rows(page):
@@ -130,17 +134,13 @@ def test_ranks_of_other_directories_versions_and_recipes_are_told_apart(run, tmp
 
 @pytest.fixture(scope="module")
 def lonely(tmp_path_factory):
-    """Ends of examinations that lack a rank, all at once: (code, output, errors, seconds) by name."""
+    """Ends of examinations that lack a rank, all at once: (code, output, errors) by name."""
     here = tmp_path_factory.mktemp("lonely")
     broken = here / "path"
     broken.mkdir()
     (broken / "deepspeed.py").write_text(
         "raise ImportError('libcudart.so.12: cannot open shared object file')"
     )
-    began = time.monotonic()
-    stuck = here / "stuck"
-    stuck.mkdir()
-    (stuck / "deepspeed.py").write_text("import time\ntime.sleep(600)\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -150,37 +150,36 @@ def lonely(tmp_path_factory):
             "port taken": started("--run", here, rank=0, port=taken.getsockname()[1]),
             "no deepspeed": started("--json", path=str(broken)),
             "rank 1 without deepspeed": started(rank=1, port=free_port(), path=str(broken)),
-            "stuck import": started("--json", "--seconds", 1, path=str(stuck)),
         }
-        return {name: (*ended(p), time.monotonic() - began) for name, p in processes.items()}
+        return {name: ended(p) for name, p in processes.items()}
 
 
 def test_a_rank_that_never_comes_is_named_in_time_and_the_rest_is_looked_at(lonely):
-    code, out, _, seconds = lonely["no rank 1"]
+    code, out, _ = lonely["no rank 1"]
     assert code == 2
+    assert took(out) < 9
     assert "1 of 2 came within 3 s; missing: rank 1" in out
     assert "python " in out
     assert "write speed " in out
     assert "all-reduce" not in out
-    assert seconds < 25
 
 
 def test_a_rank_without_rank_0_says_where_it_looked_for_it(lonely):
-    code, out, err, _ = lonely["no rank 0"]
+    code, out, err = lonely["no rank 0"]
     assert (code, out) == (2, "")
     assert err.startswith("fovea: rank 1 does not reach rank 0 at 127.0.0.1:")
     assert len(err.splitlines()) == 2
 
 
 def test_a_port_that_is_taken_is_told_at_once(lonely):
-    code, out, _, _ = lonely["port taken"]
+    code, out, _ = lonely["port taken"]
     assert code == 2
     assert "where ranks meet, cannot be opened: Address already in use" in " ".join(out.split())
 
 
 @pytest.mark.slow
 def test_a_rank_that_comes_and_then_hangs_ends_nothing_but_the_collectives(tmp_path):
-    port, began = free_port(), time.monotonic()
+    port = free_port()
     one = started(program=("-c", SILENT), rank=1, port=port)
     try:
         code, out, _ = ended(started("--run", tmp_path, "--seconds", 8, rank=0, port=port))
@@ -191,26 +190,28 @@ def test_a_rank_that_comes_and_then_hangs_ends_nothing_but_the_collectives(tmp_p
     assert code == 2
     assert "rank 1 (elsewhere) came, and then said no more" in said
     assert re.search(rf"all-reduce +{socket.gethostname()} +fail", said)
-    assert time.monotonic() - began < 30
+    assert took(out) < 12
 
 
 def test_a_library_that_cannot_be_loaded_is_a_finding(lonely):
-    code, out, err, _ = lonely["no deepspeed"]
+    code, out, err = lonely["no deepspeed"]
     (row,) = json.loads(out)["rows"]
     assert (code, row["status"], err) == (2, "fail", "")
     assert row["said"] == "cannot be loaded: ImportError: libcudart.so.12: cannot open shared object file"
-    code, out, err, _ = lonely["rank 1 without deepspeed"]
+    code, out, err = lonely["rank 1 without deepspeed"]
     assert (code, out) == (2, "")  # rank 0 alone reports
     assert err.startswith(
         f"fovea: rank 1 on {socket.gethostname()}: software cannot be loaded: ImportError: "
     )
 
 
-def test_libraries_that_load_for_ever_are_given_up_and_it_is_said_where(lonely):
-    code, out, err, _ = lonely["stuck import"]
+@pytest.mark.slow
+def test_libraries_that_load_for_ever_are_given_up_and_it_is_said_where(tmp_path):
+    (tmp_path / "deepspeed.py").write_text("import time\ntime.sleep(600)\n")
+    code, out, err = ended(started("--json", "--seconds", 1, path=str(tmp_path)))
     assert (code, out) == (2, "")
     assert "in _examined" in err  # where the libraries are loaded
-    assert "nothing to report after 7 s" in err
+    assert "nothing to report after 13 s" in err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
