@@ -78,7 +78,8 @@ def _run(world: World, checkpoint: Opened, task: Task, asked: Asked, out: Path) 
     with opened(world, out / f"{task.name}.answers", key) as store:
         mine = shares(pairs, world, store.done, task)
         if task.ranked:
-            rank_texts(checkpoint.subject, [p.question for p in mine], texts, store)
+            wordings = 1 + len(task.ensemble)
+            rank_texts(checkpoint.subject, [p.question for p in mine], texts, wordings, store)
         else:
             answer(checkpoint.subject, task, mine, in_order(examples, asked.seed), asked.seed, store)
     checkpoint.subject.ranks.agree()

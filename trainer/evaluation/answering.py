@@ -19,7 +19,7 @@ from data_pipeline.stream.chat import Rendered, Unusable, render
 from data_pipeline.stream.collate import Document, Piece, collate
 from data_pipeline.stream.decode import DecodeError, Picture, decode
 from trainer.distributed import World
-from trainer.evaluation.asking import asked, blinded, drawn_examples, prompt_of
+from trainer.evaluation.asking import asked, blinded, drawn_examples, prompt_of, worded
 from trainer.evaluation.generate import Prompt, generate
 from trainer.evaluation.question import Question, picture_bytes
 from trainer.evaluation.sampling import GREEDY
@@ -119,16 +119,21 @@ def _write(subject: Subject, task: Task, prompts: Sequence[Prompt]) -> list[str]
 
 
 def ranked_texts(task: Task, questions: Sequence[Question]) -> tuple[list[str], list[int]]:
-    """The texts that every picture is compared with; of captions also the picture of each, else nothing."""
+    """The texts that every picture is compared with, of a label all its wordings one after another; of
+    captions also the picture of each, else nothing."""
     if task.metric == "classification":
-        labels = questions[0].options
-        return [asked(task, Question(id="", text=label)) for label in labels], []
+        wordings = (task.prompt, *task.ensemble)
+        labels = [Question(id="", text=label) for label in questions[0].options]
+        return [worded(wording, label) for label in labels for wording in wordings], []
     owned = [(t, n) for n, q in enumerate(questions) for t in q.truths[:CAPTIONS_EACH]]
     return [asked(task, Question(id="", text=t)) for t, _ in owned], [n for _, n in owned]
 
 
-def rank_texts(subject: Subject, mine: Sequence[Question], texts: Sequence[str], store: Store) -> None:
-    """Put the log-likelihood of every text given the picture into the store, a line a picture.
+def rank_texts(
+    subject: Subject, mine: Sequence[Question], texts: Sequence[str], wordings: int, store: Store
+) -> None:
+    """Put the log-likelihood of every text given the picture into the store, a line a picture; of so many
+    wordings of one thing their mean.
 
     The texts are captions, in nats summed over their tokens and the end. Nothing is divided out: a text that
     is likely by itself is likely for every picture.
@@ -142,7 +147,9 @@ def rank_texts(subject: Subject, mine: Sequence[Question], texts: Sequence[str],
             store.append([{"id": question.id, "error": str(e)}])
         if pictures:
             of = {"id": question.id, "unit": question.unit, "truths": list(question.truths)}
-            store.append([{**of, "scores": _score(subject, pictures, texts)}])
+            each = _score(subject, pictures, texts)
+            scores = [sum(each[n : n + wordings]) / wordings for n in range(0, len(each), wordings)]
+            store.append([{**of, "scores": scores}])
         elif subject.ranks.shared:
             _score(subject, _blank(subject), texts)
 

@@ -59,7 +59,12 @@ def drawn_examples(task: Task, question: Question, examples: Sequence[Question],
 
 def asked(task: Task, question: Question) -> str:
     """The words of the prompt."""
-    template = task.open_prompt if task.open_prompt and not question.options else task.prompt
+    open_prompt = task.open_prompt if task.open_prompt and not question.options else None
+    return worded(open_prompt or task.prompt, question)
+
+
+def worded(template: str, question: Question) -> str:
+    """The template with the question's own words in their places."""
     hint = question.about.get("hint", "")
     values = {
         "question": question.text.strip(),

@@ -68,6 +68,9 @@ class Task(_Strict):
         description="{question}, {choices} and {hint} stand for the question's own; of likelihood tasks the "
         "text that is ranked, with {question} for the label or caption"
     )
+    ensemble: tuple[Word, ...] = Field(
+        (), description="classification: further wordings of `prompt`; a label has the mean of all its scores"
+    )
     open_prompt: Word | None = Field(None, description="for a question without choices; null: `prompt`")
     stop: tuple[Word, ...] = Field((), description="an answer ends where one of these words begins")
     shots: int = Field(0, ge=0, le=8, description="examples before the question, as earlier turns")
@@ -79,6 +82,10 @@ class Task(_Strict):
     def _whole(self) -> "Task":
         if "{question}" not in self.prompt and self.metric != "captions":
             raise ValueError("prompt: {question} stands nowhere in it")
+        if self.ensemble and self.metric != "classification":
+            raise ValueError("ensemble: labels of a classification alone are worded several times")
+        if lacking := [text for text in self.ensemble if "{question}" not in text]:
+            raise ValueError(f"ensemble: {{question}} stands nowhere in {lacking[0]!r}")
         if self.shots and (self.train is None or self.metric in LIKELIHOOD):
             raise ValueError("shots: examples need a `train` part, and a task that is answered in words")
         return self

@@ -6,7 +6,9 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from benchmark_runs import N, answers, page, run, written
 from data_pipeline.errors import ConfigError, DataError
@@ -15,7 +17,7 @@ from trainer.cli import main
 from trainer.distributed import alone
 from trainer.evaluation.comparison import open_results
 from trainer.evaluation.outcome import score_circular
-from trainer.evaluation.task import load_task, task_names
+from trainer.evaluation.task import Task, load_task, task_names
 from trainer.subject import open_subject
 
 
@@ -161,6 +163,30 @@ def test_the_likelihood_of_a_text_is_that_of_the_model_alone_on_it(opened, data,
     assert len(a[0]["scores"]) == 15
     for x, y in zip(a, b, strict=True):
         assert x["scores"] == pytest.approx(y["scores"], abs=1e-3)
+
+
+def test_a_label_of_several_wordings_has_the_mean_of_what_each_scores_alone(opened, data, tmp_path):
+    wordings = ("a photo of a {question}.", "a drawing of a {question}.", "{question}")
+    apart = [page("imagenet", prompt=wording) for wording in wordings]
+    together = page("imagenet", prompt=wordings[0], ensemble=wordings[1:])
+    for n, task in enumerate((*apart, together)):
+        run(opened, data, tmp_path / str(n), task, limit=2)
+    *each, mean = ([r["scores"] for r in written(tmp_path / str(n), "imagenet")] for n in range(4))
+    assert mean == pytest.approx(np.mean(each, axis=0), abs=1e-3)
+    assert not np.allclose(each[0], each[1])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"ensemble": ("a photo",)}, "stands nowhere in 'a photo'"),
+        ({"metric": "retrieval"}, "labels of a class"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_refused(keys, said):
+    page = load_task("imagenet").model_dump() | {"ensemble": ("{question}!",)} | keys
+    with pytest.raises(ValidationError, match=said):
+        Task.model_validate(page)
 
 
 def test_turned_questions_are_right_where_all_their_turns_are():
