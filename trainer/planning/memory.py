@@ -156,12 +156,13 @@ def _whole(weights: Weights, page: Page) -> int:
 
 
 def _gathered(weights: Weights, page: Page) -> int:
-    """At the turn from forward to backward pass: what is used again within the reuse distance, there and
-    back, with the module at work and those fetched ahead."""
+    """At most: the module at work, with what is fetched ahead of it up to the limit of live parameters, or
+    what is used again within the reuse distance at the turn to the backward pass, there and back."""
     zero = page.zero_optimization
     if zero.stage < 3:
         return 0
-    alive = zero.stage3_max_reuse_distance // 2 + zero.stage3_prefetch_bucket_size + weights.largest
+    ahead = zero.stage3_max_live_parameters if zero.stage3_prefetch_bucket_size else 0
+    alive = max(ahead, zero.stage3_max_reuse_distance // 2) + weights.largest
     return BYTES[page.precision] * min(alive, sum(weights.every) - _whole(weights, page))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
 from modalities import ALL, ROWS, Case, batch_of, model_of, page_of, stage_of
 from ranks import on_ranks
@@ -193,6 +194,52 @@ def test_one_rank_holds_and_saves_what_is_planned(tmp_path):
 @pytest.mark.slow
 def test_four_ranks_hold_and_save_what_is_planned_under_every_stage(tmp_path):
     check(4, [(name, train) for name in CASES for train in TRAINS], tmp_path)
+
+
+def gathered(world: World, keys: list[dict[str, int]]) -> list[int]:
+    """The most elements of parameters that are whole at any module's beginning or end, once DeepSpeed knows
+    their order; for each configuration."""
+    case, found = TRAINS["most"], []
+    for live in keys:
+        _, stage = recipe_of(case, world.size)
+        model = model_of(case, stage)
+        model.enable_activation_checkpointing(True)
+        groups = parameter_groups(model, stage.train, lr=stage.lr, weight_decay=0.0)
+        config = zero(3, BF16, SUMMED, **live)
+        merged = merge_ds_config(config, micro_batch=ROWS, accumulation=1, world_size=world.size, clip=1.0)
+        engine = initialize(model, groups, merged, lr=stage.lr, betas=stage.betas)
+        whole: list[int] = []
+
+        def look(*_: Any, model: torch.nn.Module = model, whole: list[int] = whole) -> None:
+            there = (p for p in model.parameters() if p.ds_status != ZeroParamStatus.NOT_AVAILABLE)
+            whole.append(sum(p.ds_numel for p in there))
+
+        for module in model.modules():
+            module.register_forward_pre_hook(look)
+            module.register_forward_hook(look)
+        for step in range(2):
+            engine.set_gradient_accumulation_boundary(True)
+            engine.backward(engine(batch_of(case, step, world.rank, 0)))
+            engine.step()
+        engine.destroy()
+        found.append(max(whole))
+    return found
+
+
+@pytest.mark.slow
+def test_no_more_weights_are_gathered_than_planned():
+    keys = [
+        {"stage3_max_reuse_distance": 8000},
+        {"stage3_prefetch_bucket_size": 3000, "stage3_max_live_parameters": 4000},
+        {"stage3_prefetch_bucket_size": 3000, "stage3_max_live_parameters": 10_000},
+        {"stage3_prefetch_bucket_size": 3000},
+    ]
+    recipe, stage = recipe_of(TRAINS["most"], 2)
+    weights = shape_of(recipe, stage).weights
+    for real, live in zip(on_ranks(gathered, keys, ranks=2)[0], keys, strict=True):
+        page = Page.model_validate(zero(3, BF16, SUMMED, **live))
+        most = memory(weights, page, 2, 0, 0, 0, Assumed()).gathered_weights
+        assert 0.75 * most < 2 * real <= most, live
 
 
 def test_a_rank_holds_less_the_further_zero_goes_and_the_more_ranks_there_are():
