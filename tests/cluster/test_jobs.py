@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from trainer.engine import checkpoint
+from waiting import wait_for
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
 
@@ -22,14 +23,6 @@ def metrics(run, stage):
 def attempts(run, stage):
     files = sorted((run / stage / "attempts").glob("[0-9]*.json"))
     return [json.loads(f.read_text()) for f in files]
-
-
-def wait_for(look, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
 
 
 def stopped(run):

@@ -15,6 +15,7 @@ from data_pipeline.errors import TransientError
 from trainer.engine.attempts import Attempt, attempts_dir
 from trainer.out_of_memory import explained
 from training import family, leaving_nothing, start, train
+from waiting import wait_for
 
 WATCHED = ("stages.align.watchdog.floor_s=3", "stages.align.watchdog.first_s=40")
 STEP = 7
@@ -119,7 +120,7 @@ def test_ranks_without_a_launcher_end_by_themselves_where_one_hangs_for_want_of_
         leaving_nothing(start(*words, env={**marked, "RANK": "0", "LOCAL_RANK": "0"})) as zero,
         leaving_nothing(start(*words, env={**marked, "RANK": "1", "LOCAL_RANK": "1"})) as one,
     ):
-        until(lambda: file.exists() and file.read_text().count("\n") > 4)
+        wait_for(lambda: file.exists() and file.read_text().count("\n") > 4, 200)
         for p in family(one.pid)[:-1]:
             p.send_signal(signal.SIGSTOP)
         ended = [end(p) for p in (zero, one)]
@@ -136,13 +137,6 @@ def test_ranks_without_a_launcher_end_by_themselves_where_one_hangs_for_want_of_
     assert "in all_reduce" in left["rank_0.txt"]
 
 
-def until(met, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -155,7 +149,7 @@ def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost
     words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
     file = run_dir / "align" / "metrics.jsonl"
     with watched(run_dir, *words, env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
-        until(lambda: file.exists() and file.read_text().count("\n") > 4)
+        wait_for(lambda: file.exists() and file.read_text().count("\n") > 4, 200)
         (one,) = [p for p in psutil.Process(process.pid).children() if p.environ()["RANK"] == "1"]
         server = next(p for p in one.children() if "forkserver" in " ".join(p.cmdline()))
         (worker,) = server.children()

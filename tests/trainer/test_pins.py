@@ -22,6 +22,7 @@ from trainer.engine.place import Place
 from trainer.engine.saving import save
 from trainer.engine.state import TrainState
 from trainer.watch import Due, Watch
+from waiting import wait_for
 
 READER = """
 import sys, time
@@ -40,15 +41,6 @@ def reader(*checkpoints: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
-
-
-def wait_for(what, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 def there(stage_dir: Path) -> list[str]:

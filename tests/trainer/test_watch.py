@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from trainer.cli import main
 from trainer.evaluation.suite_results import regressions
 from trainer.evaluation.task import load_task
 from trainer.watch import Watch, watch
+from waiting import wait_for
 
 
 @pytest.fixture
@@ -54,15 +54,6 @@ def results(run: Path) -> dict[str, dict]:
 def shapes(text: str) -> set[str]:
     """The lines without their numbers."""
     return {re.sub(r"[\d.]+", "#", line) for line in text.splitlines()}
-
-
-def wait_for(what, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 def test_each_checkpoint_is_evaluated_once_and_a_repeat_does_nothing(run, fovea):
