@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.engine.fragments import held
 from trainer.engine.initialize import initialize
 
 
@@ -26,3 +27,8 @@ def engine_of(width: int = 5) -> Any:
 def take_a_step(engine: Any) -> None:
     engine.backward(engine(torch.ones(1, 9, dtype=torch.bfloat16)).square().sum())
     engine.step()
+
+
+def values_of(engine: Any) -> dict[str, torch.Tensor]:
+    """Copies of all that this rank holds: weights and moments."""
+    return {f.key: f.values.clone() for f in held(engine).fragments}

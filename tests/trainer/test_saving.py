@@ -17,18 +17,13 @@ import torch
 from data_pipeline import manifest
 from data_pipeline.errors import DataError, PreflightError
 from data_pipeline.manifest import sha256_file
-from partly_frozen import engine_of, take_a_step
+from partly_frozen import engine_of, take_a_step, values_of
 from ranks import on_ranks
 from trainer.distributed import World, barrier
 from trainer.engine import checkpoint, fragment_files
-from trainer.engine.fragments import held
 from trainer.engine.saving import Saver, save
 from trainer.engine.state import TrainState
 from trainer.export.consolidate import consolidate
-
-
-def values_of(engine: Any) -> dict[str, torch.Tensor]:
-    return {f.key: f.values.clone() for f in held(engine).fragments}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

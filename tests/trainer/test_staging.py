@@ -10,18 +10,13 @@ import pytest
 import torch
 
 from data_pipeline.errors import ConfigError, PreflightError
-from partly_frozen import engine_of, take_a_step
+from partly_frozen import engine_of, take_a_step, values_of
 from ranks import on_ranks
 from trainer.distributed import World, barrier
 from trainer.engine import checkpoint, fragment_files
-from trainer.engine.fragments import held
 from trainer.engine.saving import Saver
 from trainer.engine.staging import Staging, staging_directory
 from trainer.engine.state import TrainState
-
-
-def values_of(engine: Any) -> dict[str, torch.Tensor]:
-    return {f.key: f.values.clone() for f in held(engine).fragments}
 
 
 def staged(world: World, room: Path) -> tuple[bool, list[str], list[str], str]:
@@ -70,6 +65,20 @@ def test_what_is_saved_is_what_was_held_at_the_save_and_nothing_stays_on_the_nod
         assert left == []
         assert "step 2 could not be written: No space left on device (rank 1, " in said
         assert str(tmp_path / "node-1") in said
+
+
+def test_of_a_file_that_the_disk_could_not_hold_nothing_stays(tmp_path):
+    staging = Staging(tmp_path / "node", tmp_path / "run", rank=0)
+    staging.leave("part", {"weight/a": (0, torch.arange(9.0))})
+    (file,) = (tmp_path / "node").iterdir()
+    full = Staging(tmp_path / "node", tmp_path / "run", rank=0)
+    file.unlink()
+    file.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as refused:
+        full.leave("part", {"weight/a": (0, torch.arange(9.0))})
+    assert refused.value.filename == str(file)
+    full.clear()
+    assert list((tmp_path / "node").iterdir()) == []
 
 
 def test_a_disk_that_gives_back_other_bytes_is_named(tmp_path):

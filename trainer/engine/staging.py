@@ -41,7 +41,7 @@ class Staging:
 
     def leave(self, part: str, fragments: Mapping[str, tuple[int, torch.Tensor]]) -> None:
         """The fragments of `part` on the node's disk, not yet safe from its end."""
-        file = self._file(part)
+        file, self._about[part] = self._file(part), {}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._about[part] = fragment_files.write(file, fragments, sync=False)
