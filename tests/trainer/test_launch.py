@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import psutil
 
 from data_pipeline.errors import DataError, TransientError
 from trainer.launch import ERROR_FILE, _root_cause, report_error
+from waiting import wait_for
 
 
 def test_a_rank_s_own_error_comes_before_the_peers_it_took_along():
@@ -47,14 +48,23 @@ def test_an_error_goes_to_the_launcher_where_there_is_one_and_else_to_the_screen
 def test_ranks_end_with_a_launcher_that_was_killed(run_dir):
     words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2]
     launcher = subprocess.Popen([sys.executable, "-m", "trainer.cli", *map(str, words)])
-    deadline = time.monotonic() + 60
-    while not (ranks := psutil.Process(launcher.pid).children()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(3)  # until they have asked the kernel
+
+    def ranks() -> list[psutil.Process]:
+        """Both ranks once they load torch, which they do after they have asked the kernel."""
+        found = []
+        for child in psutil.Process(launcher.pid).children():
+            with suppress(psutil.NoSuchProcess):  # a look at the file systems, over by now
+                found += [child] if any("libtorch_cpu" in m.path for m in child.memory_maps()) else []
+        return found
+
+    found = wait_for(lambda: r if len(r := ranks()) == 2 else None)
+    for rank in found:
+        rank.suspend()  # it can neither finish nor notice by itself
     launcher.kill()
     launcher.wait()
-    _, alive = psutil.wait_procs(ranks, timeout=10)
-    assert len(ranks) == 2
+    _, alive = psutil.wait_procs(found, timeout=30)
+    for rank in alive:
+        rank.kill()
     assert not alive
 
 
