@@ -3,6 +3,7 @@
 Under torchrun the environment already names the rank, and nothing is started.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,9 @@ STOPPED_GRACE_S = 10.0
 ERROR_FILE = "FOVEA_ERROR_FILE"
 """Environment variable: where a rank leaves its error for the launcher."""
 
+LAUNCHER = "FOVEA_LAUNCHER"
+"""Environment variable: the launcher's process number."""
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -52,9 +56,8 @@ def launch(argv: list[str], nproc: int, death: Death = lambda rank, how, pids: "
     Raises the error of the rank that failed by itself; TransientError where a rank was killed. Signals that
     ask to stop go to all ranks, once; where the ranks could not answer, the error is that of the signal.
     """
-    port = _free_port()
     threads = str(max(1, (os.cpu_count() or 1) // nproc))
-    with tempfile.TemporaryDirectory() as said:
+    with tempfile.TemporaryDirectory() as said, meeting_port() as port:
         ranks: list[subprocess.Popen[bytes]] = []
         with forwarding(ranks) as asked:
             for rank in range(nproc):
@@ -67,6 +70,7 @@ def launch(argv: list[str], nproc: int, death: Death = lambda rank, how, pids: "
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                     ERROR_FILE: str(Path(said) / str(rank)),
+                    LAUNCHER: str(os.getpid()),
                 }
                 ranks.append(subprocess.Popen([sys.executable, "-m", "trainer.cli", *argv], env=env))
             for r in ranks if asked else ():
@@ -85,8 +89,10 @@ def launch(argv: list[str], nproc: int, death: Death = lambda rank, how, pids: "
 def end_with_launcher() -> None:
     """Ask the kernel to kill this rank when its launcher dies: an orphan would go on training beside the
     run that replaces it."""
-    if ERROR_FILE in os.environ:
+    if LAUNCHER in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != int(os.environ[LAUNCHER]):  # it died before it was asked for
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def report_error(error: FoveaError) -> None:
@@ -141,8 +147,14 @@ def _kill_family(rank: subprocess.Popen[bytes]) -> None:
     """A rank, and what it started: processes that prepare data, which may be stopped like it."""
     children = psutil.Process(rank.pid).children(recursive=True)
     rank.kill()
-    for child in children:
-        child.kill()
+    kill_all(children)
+
+
+def kill_all(processes: Iterable[psutil.Process]) -> None:
+    """Any of them may have ended meanwhile, with its parent for one."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _root_cause(
@@ -175,7 +187,12 @@ def _read_error(file: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.exists() else None
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+@contextlib.contextmanager
+def meeting_port() -> Iterator[int]:
+    """A port of this machine for rank 0 to listen on. No other process is given it by chance meanwhile: it is
+    bound here without listening, beside which one that names it (SO_REUSEADDR, as torch's store) may listen.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from trainer.distributed import close_world, init_world
+from trainer.launch import meeting_port
 
 _SECONDS = "FOVEA_TEST_SECONDS"
 _END_WITH_PARENT = 1
@@ -44,14 +44,11 @@ def on_ranks(
     # A rank imports the function's module anew. Were it a script, it would start ranks itself, and they too.
     assert _SECONDS not in os.environ, "a rank starts no ranks"
     assert function.__module__ != "__main__", "call a function of a module, not of the script itself"
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, meeting_port() as port:
         room = Path(name)
         with (room / "call").open("wb") as f:
             pickle.dump((function.__code__.co_filename, function.__module__, function.__name__), f)
             pickle.dump(arguments, f)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         common = os.environ | {
             "DS_ACCELERATOR": device,
             "PYTHONPATH": os.pathsep.join(

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T], seconds: float = 60.0) -> T:
+def wait_for(look: Callable[[], T], seconds: float = 240.0) -> T:
     """What `look` gives once that is true. Raises AssertionError where it does not come."""
     deadline = time.monotonic() + seconds
     while not (found := look()):

@@ -44,7 +44,7 @@ def fovea(*words: object, env: dict[str, str] | None = None) -> subprocess.Compl
         [sys.executable, "-m", "trainer.cli", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
     )

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from data_pipeline.errors import DataError
 from idefics2_like import publish
 from trainer.export.consolidate import consolidate
 from trainer.export.peft_layout import compare_adapters
+from trainer.launch import meeting_port
 from trainer.models.adapters import is_adapter
 from trainer.trained import _probe, export_trained, open_trained
 
@@ -96,18 +96,15 @@ except ConfigError as e:
 
 
 def test_a_run_stops_before_its_first_update_where_a_parameter_gets_no_gradient(run_dir):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-c", FORGOTTEN, str(run_dir)],
-        env=os.environ
-        | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0", "MASTER_PORT": str(port)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    with meeting_port() as port:
+        done = subprocess.run(
+            [sys.executable, "-c", FORGOTTEN, str(run_dir)],
+            env=os.environ
+            | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0", "MASTER_PORT": str(port)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "0 1 of" in done.stdout
     assert "connector.forgotten (1 of 1 ranks)" in done.stdout

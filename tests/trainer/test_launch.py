@@ -1,13 +1,18 @@
 """The launcher tells the failure that the others followed from."""
 
+import os
+import socket
 import subprocess
 import sys
 from contextlib import suppress
+from datetime import timedelta
 
 import psutil
+import pytest
+from torch.distributed import TCPStore
 
 from data_pipeline.errors import DataError, TransientError
-from trainer.launch import ERROR_FILE, _root_cause, report_error
+from trainer.launch import ERROR_FILE, LAUNCHER, _kill_family, _root_cause, meeting_port, report_error
 from waiting import wait_for
 
 
@@ -92,3 +97,41 @@ def test_a_data_error_that_one_rank_alone_meets_ends_all_with_its_message(run_di
     assert "sample 42 is bad" in done.stderr
     assert done.stderr.count("sample 42 is bad") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_port_where_ranks_meet_is_given_to_nobody_else_until_rank_0_listens_there():
+    with meeting_port() as port:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        store = TCPStore("127.0.0.1", port, 1, is_master=True, timeout=timedelta(seconds=60))
+        store.set("rank", "0")
+        assert store.get("rank") == b"0"
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_rank_whose_launcher_died_before_it_could_ask_the_kernel_ends_as_well(dead):
+    program = "from trainer.launch import end_with_launcher; end_with_launcher(); print('alive')"
+    launcher = str(2**22 + 1 if dead else os.getpid())  # the first is no process number of Linux
+    rank = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, LAUNCHER: launcher},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (rank.returncode, rank.stdout) == ((-9, "") if dead else (0, "alive\n"))
+
+
+def test_what_a_rank_started_may_end_with_it_before_it_is_killed_too():
+    with_child = "import subprocess, time; subprocess.run(['sleep', '600']); time.sleep(600)"
+
+    class Rank(subprocess.Popen):
+        def kill(self):
+            child.kill()
+            wait_for(lambda: not child.is_running())
+            super().kill()
+
+    rank = Rank([sys.executable, "-c", with_child])
+    (child,) = wait_for(psutil.Process(rank.pid).children)
+    _kill_family(rank)
+    assert rank.wait() == -9

@@ -33,7 +33,7 @@ from trainer.engine.positions import (
     page_of,
     stacks_dir,
 )
-from trainer.launch import report_error
+from trainer.launch import kill_all, report_error
 
 UNWATCHED_S = 600.0
 """What a collective may take where nobody watches, or before."""
@@ -243,8 +243,7 @@ class Watch:
                 if not (file := directory / f"rank_{p.rank}.txt").exists():
                     dump_other(self._stage_dir, file, p)
         self._at_end()
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
+        kill_all(psutil.Process().children(recursive=True))
         os._exit(TransientError.exit_code)
 
     def _positions(self) -> list[Position]:

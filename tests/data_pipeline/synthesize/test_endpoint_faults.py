@@ -96,9 +96,9 @@ def test_an_address_where_nothing_listens_is_said_to_be_one(dataset):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    source = SyntheticSource(name="syn", path=".", task="caption", endpoint=endpoint)
-    with pytest.raises(ConfigError, match=rf"nothing answers at {endpoint}\.\n  Start its server"):
-        items(SyntheticReader(source, directory, directory / "c.sqlite"))
+        source = SyntheticSource(name="syn", path=".", task="caption", endpoint=endpoint)
+        with pytest.raises(ConfigError, match=rf"nothing answers at {endpoint}\.\n  Start its server"):
+            items(SyntheticReader(source, directory, directory / "c.sqlite"))
 
 
 def test_half_a_surrogate_pair_reaches_no_shard(dataset, serve):
