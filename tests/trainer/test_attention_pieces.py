@@ -53,18 +53,19 @@ def test_output_and_gradients_are_those_of_the_whole_row(kind):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_no_more_than_the_largest_piece_is_attended_at_once(monkeypatch):
+def test_a_piece_is_attended_alone_or_with_causal_neighbours_of_its_length(monkeypatch):
     met, unmasked = [], []
     attend = F.scaled_dot_product_attention
 
     def watched(query, key, value, mask, *others, **options):
-        met.append(query.shape[2])
+        count, _, length, _ = query.shape
+        met.extend([length] * count)
         if mask is None:
-            unmasked.append(query.shape[2])
+            unmasked.append((count, length))
         return attend(query, key, value, mask, *others, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     mask = mask_of("causal")
     attend_under_mask(torch.nn.Module(), *(torch.randn(len(ROWS), 2, LENGTH, 8) for _ in range(3)), mask)
     assert met == [length for row in pieces(mask) for length in row]
-    assert unmasked == [206, 300, 129, 129]  # single documents, which are plainly causal
+    assert unmasked == [(1, 206), (1, 300), (2, 129)]  # single documents, which are plainly causal

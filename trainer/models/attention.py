@@ -9,11 +9,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from trainer.models.runs import Run, attend_in_runs
 
 PIECE = 128
 """Positions of the smallest piece of a row that is worth a call of its own."""
@@ -63,32 +64,26 @@ def _attend_in_pieces(
     dropout: float,
 ) -> torch.Tensor:
     """The same under a dense mask, in pieces: a document costs its own length squared, not its row's."""
-    grouped = query.shape[1] != key.shape[1]
-    lengths, masks = _cut(mask)
-    # All rows one after another, [B * T, H, d]: a view of what the projections gave.
-    parts = (t.transpose(1, 2).flatten(0, 1).split(lengths) for t in (query, key, value))
-    seen = []
-    for piece, *three in zip(masks, *parts, strict=True):
-        q, k, v = (t.transpose(0, 1)[None] for t in three)
-        out = F.scaled_dot_product_attention(
-            q, k, v, piece, dropout, is_causal=piece is None, scale=scaling, enable_gqa=grouped
-        )
-        seen.append(out[0].transpose(0, 1))
-    return torch.cat(seen).unflatten(0, (len(mask), -1))
+    # All rows one after another: a view of what the projections gave.
+    flat = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    return attend_in_runs(*flat, _cut(mask), scaling, dropout).unflatten(0, (len(mask), -1))
 
 
 @lru_cache(maxsize=1)  # all layers have one mask: by identity, as tensors are hashed
-def _cut(mask: torch.Tensor) -> tuple[list[int], list[torch.Tensor | None]]:
-    """Lengths of all pieces, row after row, and each one's mask; None for a causal one, which SDPA knows."""
+def _cut(mask: torch.Tensor) -> list[Run]:
+    """All pieces, row after row; neighbours of one length together where they are causal, so need no mask."""
     causal = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
-    lengths, masks = [], []
+    runs: list[Run] = []
     for row, found in zip(mask[:, 0], pieces(mask), strict=True):
         for n, end in zip(found, accumulate(found), strict=True):
             # Two dimensions or four: under masks of others torch falls back to plain matrix products.
             piece = row[end - n : end, end - n : end]
-            lengths.append(n)
-            masks.append(None if torch.equal(piece, causal[:n, :n]) else piece)
-    return lengths, masks
+            if not torch.equal(piece, causal[:n, :n]):
+                runs.append(Run(1, n, piece))
+                continue
+            before = runs.pop().count if runs and runs[-1].causal and runs[-1].length == n else 0
+            runs.append(Run(before + 1, n, causal=True))
+    return runs
 
 
 def pieces(mask: torch.Tensor) -> list[list[int]]:

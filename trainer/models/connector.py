@@ -77,11 +77,13 @@ class PerceiverConnector(nn.Module):
     def forward(self, features: torch.Tensor, patch_index: torch.Tensor, grids: Grids) -> torch.Tensor:
         """features [P, W], patch_index int64[P, 3], N grids -> [N, latents, D]."""
         lengths = [rows * columns for rows, columns in grids]
-        # [N, L, D], L patches of the longest image: padded behind the largest matrices.
-        context = pad_sequence(self.projection(features).split(lengths), batch_first=True)
+        projected = self.projection(features)
         tokens = self.latents.expand(len(lengths), -1, -1)
-        seen = None
-        if min(lengths) < context.shape[1]:  # without padding no mask, and so the fastest kernels
+        if len(set(lengths)) == 1:  # without padding no mask, and so the fastest kernels
+            context, seen = projected.unflatten(0, (len(lengths), -1)), None
+        else:
+            # [N, L, D], L patches of the longest image: padded behind the largest matrices.
+            context = pad_sequence(projected.split(lengths), batch_first=True)
             places = torch.arange(context.shape[1], device=context.device)
             real = places < torch.tensor(lengths, device=context.device)[:, None]
             # Latents see one another too.
@@ -118,10 +120,10 @@ class PerceiverLayer(GradientCheckpointingLayer):
         query = self.query_norm(self._split(self.query(normed), self.heads))
         key = self.key_norm(self._split(self.key(source), self.kv_heads))
         value = self._split(self.value(source), self.kv_heads)
-        groups = self.heads // self.kv_heads
-        attended = F.scaled_dot_product_attention(
-            query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=seen
-        )
+        if seen is not None:  # under a mask only the slowest kernel takes grouped keys
+            key, value = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (key, value))
+        grouped = key.shape[1] != self.heads
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=grouped)
         latents = latents + self.out(attended.transpose(1, 2).flatten(2))
         return latents + self.mlp(self.mlp_norm(latents))
 

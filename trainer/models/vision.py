@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from transformers import AttentionInterface, Idefics2VisionConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.errors import DataError
 from trainer.models.pretrained import pretrained_weights, read_config, read_pretrained
+from trainer.models.runs import Run, attend_in_runs
 from trainer.models.sharded import parameters_on_meta
 from trainer.models.stored import Stored
 
@@ -152,14 +152,9 @@ def attend_within_images(
     No mask of P x P: images of equal length are one batch of scaled dot-product attention. transformers
     calls it; `lengths` stands where others have their mask, the one argument that its tower hands through.
     """
-    counts = Counter(lengths)
-    parts = [t.split([length * n for length, n in counts.items()], dim=2) for t in (query, key, value)]
-    seen = []
-    for (length, n), *group in zip(counts.items(), *parts, strict=True):
-        q, k, v = (t[0].unflatten(1, (n, length)).transpose(0, 1) for t in group)  # [n, H, length, d]
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-        seen.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(seen)[None], None
+    runs = [Run(count, length) for length, count in Counter(lengths).items()]
+    flat = (t[0].transpose(0, 1) for t in (query, key, value))
+    return attend_in_runs(*flat, runs, scaling, dropout)[None], None
 
 
 ATTENTION = "fovea_within_images"
