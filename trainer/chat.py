@@ -14,20 +14,23 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from data_pipeline.image_spec import ImageSpec
-from data_pipeline.manifest import sha256_file
 from data_pipeline.sample import Media, Sample, Segment
 from data_pipeline.stream.chat import Unusable, prompt
 from data_pipeline.stream.decode import DecodeError, decode
 from data_pipeline.stream.tokens import Tokenizer
-from trainer.engine.checkpoint import COMPLETE
+from trainer.distributed import alone
 from trainer.evaluation.generate import Prompt, generate
 from trainer.evaluation.sampling import Decoding, stops, until_stop
 from trainer.models.autoregressive import AutoregressiveVLM
-from trainer.trained import open_trained
+from trainer.reading import reading
+from trainer.subject import open_subject
 
+ALIAS = "fovea"
+"""What a client may call whatever is served."""
 MAX_IMAGES = 8
 MAX_PROMPT_TOKENS = 8192
-MAX_NEW_TOKENS = 1024
+MAX_NEW_TOKENS = 4096
+"""Of one answer. A client may ask for more; the answer's finish_reason says that it was cut."""
 
 
 class _Text(BaseModel):
@@ -50,11 +53,12 @@ class _Message(BaseModel):
 
 
 class Request(BaseModel):
-    """What is read of a request. Clients send much more; what would change the answer is refused."""
+    """What is read of a request. Clients send much more; what is known to change the answer is refused."""
 
     model: str | None = None
     messages: list[_Message] = Field(min_length=1, max_length=64)
-    max_tokens: int = Field(128, ge=1, le=MAX_NEW_TOKENS)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, description="its later name")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
@@ -62,6 +66,14 @@ class Request(BaseModel):
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     n: Literal[1] | None = None
     stream: Literal[False] | None = None
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    repetition_penalty: float | None = Field(None, ge=1, le=1)
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the answer, at most."""
+        return min(self.max_completion_tokens or self.max_tokens or 128, MAX_NEW_TOKENS)
 
 
 class Refused(Exception):
@@ -70,7 +82,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Chat:
-    """A model and what it needs to read a request. `name` holds recipe, stage, step and weights."""
+    """A model and what it needs to read a request. `name` says which weights."""
 
     model: AutoregressiveVLM
     tokenizer: Tokenizer
@@ -80,16 +92,16 @@ class Chat:
 
     @classmethod
     def open(cls, checkpoint: Path) -> "Chat":
-        """Raises as `open_trained` does."""
-        t = open_trained(checkpoint)
-        digest = sha256_file(t.checkpoint.path / COMPLETE)[:12]
-        name = f"{t.recipe.name}/{t.stage.name}/step_{t.checkpoint.step}@{digest}"
-        return cls(t.model, t.tokenizer, t.recipe.model.image, t.recipe.model.image_tokens, name)
+        """Of a run, exported, or in Idefics2's layout. Raises as `open_subject` does."""
+        with reading(checkpoint):
+            opened = open_subject(alone(), checkpoint, batch=1)
+        s = opened.subject
+        return cls(s.model, s.tokenizer, s.image, s.image_tokens, f"{opened.name}@{opened.digest[:12]}")
 
     def read(self, request: Request) -> tuple[Prompt, int]:
         """The prompt, and the token that ends its answer. Raises Refused."""
-        if request.model not in (None, self.name):
-            raise Refused(f"model: this server serves '{self.name}'")
+        if request.model not in (None, ALIAS, self.name):
+            raise Refused(f"model: this server serves '{self.name}', or '{ALIAS}' for short")
         sample = _sample(request.messages)
         try:
             rendered = prompt(sample, self.tokenizer, self.image_tokens, turn=_answers(request.messages))

@@ -350,9 +350,11 @@ def _trained(recipe: "Recipe", stage: "Stage", ranks: int) -> str:
 
 def _export(args: argparse.Namespace) -> int:
     quiet_libraries()
+    from trainer.reading import reading
     from trainer.trained import export_trained, open_trained
 
-    about = export_trained(open_trained(args.checkpoint), args.directory, args.to, args.adapters)
+    with reading(args.checkpoint):
+        about = export_trained(open_trained(args.checkpoint), args.directory, args.to, args.adapters)
     if args.json:
         from data_pipeline.manifest import write_json
 

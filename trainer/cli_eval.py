@@ -1,6 +1,7 @@
 """`fovea eval` and `fovea compare`: a checkpoint on held-out samples or on benchmarks, and two results."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,27 +123,16 @@ def _heldout(args: argparse.Namespace) -> int:
     with abandoning("the evaluation"):  # its results are written at its end
         quiet_libraries()
         from data_pipeline.manifest import write_json
-        from trainer.engine.pins import pinning
         from trainer.evaluation.suite import describe
+        from trainer.reading import reading
         from trainer.trained import evaluate_trained, open_trained
 
-        with pinning() as pins:
-            pins.hold(_read(args.checkpoint))
+        with reading(args.checkpoint):
             results = evaluate_trained(open_trained(args.checkpoint))
         if args.out:
             write_json(args.out, results)
     print(describe(results))
     return 0
-
-
-def _read(path: Path) -> list[Path]:
-    """The checkpoint of a run that is meant by `path`, which its training must not delete meanwhile."""
-    from trainer.observe.stage_files import checkpoints_of
-
-    path = path.resolve()
-    if path.parent.name == "checkpoints" and path.is_dir():
-        return [path]
-    return [saved.path for saved in checkpoints_of(path)[:1]]
 
 
 def _tasks(args: argparse.Namespace) -> int:
@@ -198,13 +188,13 @@ def _task_rank(args: argparse.Namespace, tasks: "list[Task]") -> int:
     quiet_libraries()
     from trainer.benchmarks import Asked, describe, run_tasks
     from trainer.distributed import alone, close_world, init_world, lost_peers_are_transient
-    from trainer.engine.pins import pinning
+    from trainer.reading import reading
     from trainer.subject import open_subject
 
     # Ranks meet at the end of a task: the slowest one's share may take hours more.
     world = init_world(timeout_s=24 * 3600.0) if is_rank() else alone()
-    with lost_peers_are_transient(world), pinning() as pins:
-        pins.hold(_read(args.checkpoint) if world.is_main else ())
+    kept = reading(args.checkpoint) if world.is_main else nullcontext()
+    with lost_peers_are_transient(world), kept:
         opened = open_subject(world, args.checkpoint, args.batch)
         asked = Asked(tasks=tasks, data=args.data, out=args.out, limit=args.limit, seed=args.seed)
         results = run_tasks(world, opened, asked)

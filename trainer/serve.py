@@ -1,4 +1,4 @@
-"""A Fovea checkpoint behind an OpenAI-compatible chat endpoint, for this machine alone.
+"""A checkpoint behind an OpenAI-compatible chat endpoint, for this machine alone.
 
 GET /v1/models, POST /v1/chat/completions (trainer/chat.py says what of a request is read). Requests that wait
 together are decoded together.
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(400, str(e))
             return
         try:
-            answer = self.server.batcher.ask(prompt, request.max_tokens, decoding_of(request), end_id)
+            answer = self.server.batcher.ask(prompt, request.limit, decoding_of(request), end_id)
         except Exception as e:  # noqa: BLE001 - the client gets a status, the server lives on
             self._fail(500, f"the model failed: {type(e).__name__}")
             return

@@ -136,6 +136,8 @@ class Tokenizer:
                 n for n in layout.special if n not in (layout.pad, layout.bos, layout.eos)
             ],
             "clean_up_tokenization_spaces": False,
+            # Whoever pads with it generates: what follows a prompt must stand beside it.
+            "padding_side": "left",
             "fovea_text_vocab_size": self.text_vocab_size,
             "fovea_layout": layout.name,
         }

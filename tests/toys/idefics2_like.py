@@ -158,26 +158,30 @@ def our_answer(model: AutoregressiveVLM, tokenizer: Tokenizer, sample: Sample, s
     return tokens
 
 
-def their_answers(directory: Path, samples: Sequence[Sample], steps: int) -> list[list[int]]:
-    """The same by plain transformers, from the files of `directory` alone, each sample by itself."""
+def their_answers(directory: Path, samples: Sequence[Sample], steps: int, batch: int = 1) -> list[list[int]]:
+    """The same by plain transformers, from the files of `directory` alone, `batch` samples at once."""
     processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True)
     model: Any = AutoModelForImageTextToText.from_pretrained(directory, local_files_only=True).eval()
     assert type(processor) is Idefics2Processor
     assert type(model) is Idefics2ForConditionalGeneration
     end = processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
     assert end in model.generation_config.eos_token_id
-    answers = []
+    texts, pictures, answers = [], [], []
     for sample in samples:
         first = [s for s in sample.segments if (s.role, s.turn) == ("user", 0)]
         content = [
             {"type": "image"} if s.type == "image" else {"type": "text", "text": s.text} for s in first
         ]
-        images = [Image.open(io.BytesIO(sample.image_bytes[s.media])) for s in first if s.type == "image"]
+        shown = [s.media for s in first if s.type == "image"]
+        pictures.append([Image.open(io.BytesIO(sample.image_bytes[m])) for m in shown])
         text = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        inputs = processor(text=text, images=[images], return_tensors="pt")
+        texts.append(text)
+    for i in range(0, len(texts), batch):
+        asked = {"text": texts[i : i + batch], "images": pictures[i : i + batch]}
+        inputs = processor(**asked, padding=True, return_tensors="pt")
         found = model.generate(**inputs, max_new_tokens=steps, do_sample=False, eos_token_id=end)
-        answer = found[0, inputs["input_ids"].shape[1] :].tolist()
-        answers.append(answer[: answer.index(end)] if end in answer else answer)
+        for answer in found[:, inputs["input_ids"].shape[1] :].tolist():
+            answers.append(answer[: answer.index(end)] if end in answer else answer)
     return answers

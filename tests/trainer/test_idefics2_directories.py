@@ -135,6 +135,7 @@ def test_plain_transformers_generates_the_same_tokens(imported, tmp_path):
     samples = [question(seed) for seed in range(12)]
     ours = [our_answer(model, tokenizer, s, 24) for s in samples]
     assert their_answers(tmp_path, samples, 24) == ours
+    assert their_answers(tmp_path, samples, 24, batch=5) == ours
     assert len({tuple(answer) for answer in ours}) > 6  # pictures and questions matter
 
 

@@ -15,6 +15,9 @@ import pytest
 
 from partly_frozen import engine_of
 from ranks import on_ranks
+from trainer import trained as trained_file
+from trainer.chat import Chat
+from trainer.cli import main
 from trainer.distributed import World
 from trainer.engine import checkpoint
 from trainer.engine.pins import pinned, pinning, pins_dir
@@ -169,6 +172,26 @@ def test_what_a_watcher_evaluates_and_what_is_next_stays_until_the_watcher_is_ki
         for process in filter(None, (watcher, evaluating)):
             if process.is_running():
                 process.kill()
+
+
+@pytest.mark.parametrize("verb", ["export", "serve"])
+def test_what_is_exported_or_served_stays_until_it_is_read(verb, trained, tmp_path, monkeypatch):
+    stage_dir = Path(shutil.copytree(trained / "align", tmp_path / "run/align"))
+    for name in ("recipe.resolved.yaml", "backbones", "data"):
+        (tmp_path / "run" / name).symlink_to(trained / name)
+    consolidate, kept = trained_file.consolidate, []
+
+    def while_it_is_read(path: Path) -> dict:
+        kept.append(pinned(stage_dir))
+        return consolidate(path)
+
+    monkeypatch.setattr(trained_file, "consolidate", while_it_is_read)
+    if verb == "export":
+        assert main(["export", str(stage_dir), str(tmp_path / "out")]) == 0
+    else:
+        Chat.open(stage_dir / "checkpoints/step_000012")
+    assert kept == [{"step_000012"}]
+    assert pinned(stage_dir) == set()
 
 
 def retained(checkpoints: Path) -> list[int]:

@@ -143,6 +143,20 @@ def test_finish_reason_says_whether_the_answer_was_cut(url):
     assert page["usage"]["completion_tokens"] == 2
 
 
+def test_more_tokens_than_the_server_makes_are_a_cut_answer(url, monkeypatch):
+    monkeypatch.setattr("trainer.chat.MAX_NEW_TOKENS", 3)
+    _, page = post(url, ask("hello", max_tokens=32768))
+    assert page["choices"][0]["finish_reason"] == "length"
+    assert page["usage"]["completion_tokens"] == 3
+
+
+def test_clients_may_use_the_short_name_and_the_later_name_of_the_limit(url):
+    plain = post(url, ask("hello", max_tokens=2))
+    body = {**ask("hello"), "model": "fovea", "max_completion_tokens": 2, "frequency_penalty": 0.0}
+    del body["max_tokens"]
+    assert post(url, body) == plain
+
+
 def test_models_are_listed(url):
     assert post(url, b"", "/v1/models", method="GET") == (
         200, {"object": "list", "data": [{"id": "tiny@0", "object": "model"}]},
@@ -185,7 +199,9 @@ BAD = {
     "stream": (ask("x", stream=True), 400),
     "n": (ask("x", n=2), 400),
     "model": (ask("x", model="gpt"), 400),
-    "too many tokens": (ask("x", max_tokens=10**9), 400),
+    "no tokens": (ask("x", max_tokens=0), 400),
+    "penalty": (ask("x", frequency_penalty=0.5), 400),
+    "repetition": (ask("x", repetition_penalty=1.1), 400),
     "long prompt": (ask("x" * 9000), 400),
     "remote image": (ask([{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}]), 400),
     "file": (ask([{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]), 400),
@@ -267,7 +283,7 @@ def test_a_dataset_is_captioned_by_a_checkpoint_of_this_machine(trained, tmp_pat
     made = [i.sample for i in found if i.sample]
     assert made
     assert {s.synthetic["generator"] for s in made} == {made[0].synthetic["generator_version"]}
-    assert made[0].synthetic["generator"].startswith("small/align/step_12@")
+    assert made[0].synthetic["generator"].startswith("small/align/step_000012@")
     assert all(s.segments[-1].role == "recaption" for s in made)
     with pytest.raises(OSError):
         post(endpoints["syn"], ask("x"))
