@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+from trainer.launch import kill_all
+from waiting import wait_for
 
 
 def start(*words: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -34,9 +37,29 @@ def leaving_nothing(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen
     try:
         yield process
     finally:
-        for p in family(process.pid):
-            p.kill()
+        kill_all(family(process.pid))
         process.communicate()
+
+
+def ranks_of(launcher: int) -> dict[int, psutil.Process]:
+    """The ranks that it has started by now, by number. It has other children as well, which come and go."""
+    found = {}
+    for child in psutil.Process(launcher).children():
+        with suppress(psutil.Error):
+            if rank := child.environ().get("RANK"):
+                found[int(rank)] = child
+    return found
+
+
+def held(process: subprocess.Popen[str], number: int = 0) -> psutil.Process:
+    """That rank, once a fault (stop:NUMBER@STEP) has stopped it: there it stands until it is struck."""
+
+    def stopped() -> psutil.Process | None:
+        assert process.poll() is None, process.communicate(timeout=60)[0]
+        rank = ranks_of(process.pid).get(number)
+        return rank if rank and rank.status() == psutil.STATUS_STOPPED else None
+
+    return wait_for(stopped)
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -11,31 +11,47 @@ from ranks import on_ranks
 from trainer.distributed import noting_waits
 from trainer.engine import pace
 from trainer.engine.pace import OWN, Pace, straggler
+from waiting import wait_for
+
+PAUSE_S = 0.3
 
 
-def noted(world):
-    """Seconds that this rank waited, by a collective of each kind; rank 1 comes later to each."""
-    mine, seconds = Pace(), []
+def noted(world, room):
+    """Seconds that this rank waited, by a collective of each kind; rank 1 comes to each once rank 0 waits.
+    Its clock goes on between them alone."""
+    seconds, slept = [], [0.0]
+    if world.rank:
+        pace.time = SimpleNamespace(perf_counter=lambda: slept[0])
+    mine = Pace()
+
+    def note(waiting):
+        mine.wait(waiting)
+        if waiting and world.is_main:
+            (room / f"waits_{len(seconds)}").touch()
+
     mine.enter("forward")
     tensor = torch.ones(2)
-    with noting_waits(mine.wait):
+    with noting_waits(note):
         for collective in (
             lambda: dist.all_reduce(tensor),
             dist.barrier,
             lambda: dist.all_gather_into_tensor(torch.empty(4), tensor, async_op=True).wait(),
         ):
-            time.sleep(0.4 * world.rank)
+            if world.rank:
+                wait_for((room / f"waits_{len(seconds)}").exists)
+                time.sleep(PAUSE_S)
+                slept[0] += PAUSE_S
             collective()
             seconds.append(mine.waits()[1])
     dist.barrier()
     return [*seconds, mine.waits()[1]]
 
 
-def test_a_rank_notes_its_waits_for_collectives_of_every_kind_and_none_outside():
-    early, late = on_ranks(noted)
-    assert all(s > 0.2 for s in early[:3])
-    assert all(s < 0.2 for s in late[:3])
-    assert early[3] == late[3] == 0
+def test_a_rank_notes_its_waits_for_collectives_of_every_kind_and_none_outside(tmp_path):
+    early, late = on_ranks(noted, tmp_path)
+    assert all(s >= PAUSE_S for s in early[:3])
+    assert late == [0, 0, 0, 0]
+    assert early[3] == 0
 
 
 def test_what_a_rank_waits_for_others_is_no_work_of_its_own(monkeypatch):

@@ -20,6 +20,7 @@ from trainer.engine.requests import (
     parse_limit,
     refuse_stop_file,
 )
+from waiting import wait_for
 
 
 @pytest.fixture
@@ -56,10 +57,11 @@ def test_without_a_request_nobody_votes(listening):
 @pytest.mark.parametrize(("pause", "code"), [(0.0, 0), (1.2, -signal.SIGINT)])
 def test_a_second_interrupt_ends_at_once_where_it_is_not_the_first_one_told_twice(pause, code):
     program = (
-        "import os, signal, time; from trainer.engine.requests import Requests\n"
-        "r = Requests(); r.listen(); r.begin()\n"
+        "import os, signal, types; from trainer.engine import requests\n"
+        "now = [100.0]; requests.time = types.SimpleNamespace(monotonic=lambda: now[0])\n"
+        "r = requests.Requests(); r.listen(); r.begin()\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
-        f"time.sleep({pause})\n"
+        f"now[0] += {pause}\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
@@ -110,9 +112,7 @@ def test_a_stop_file_is_seen_within_a_second_by_a_rank_that_looks_for_it(tmp_pat
     looking, other = Requests(stop_files=requests.stop_files(tmp_path / "align")), Requests()
     assert not looking.asked()
     (tmp_path / "STOP").touch()
-    deadline = time.monotonic() + 5
-    while not looking.asked() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(looking.asked)
     with pytest.raises(Stopped) as stopped:
         decide(looking.votes())
     assert stopped.value.error("stopped").exit_code == 143

@@ -2,50 +2,38 @@
 
 import json
 import shutil
-import signal
 import time
 
-import psutil
 import pytest
 
 from trainer.observe.goodput import goodput_of
-from training import train
+from training import held, leaving_nothing, train
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
-
-
-def kill_rank_after(process, metrics_file, step, rank):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics_file.exists() and metrics_file.read_text().count("\n") >= step:
-            break
-        time.sleep(0.01)
-    ranks = [c for c in psutil.Process(process.pid).children() if c.environ().get("RANK") == str(rank)]
-    ranks[0].send_signal(signal.SIGKILL)
 
 
 def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_dir, trained, metrics):
     unbroken = metrics(trained / "align")
     began = time.time()
-    for step, rank in ((5, 1), (9, 0)):
-        process = train(run_dir)
-        kill_rank_after(process, run_dir / "align" / "metrics.jsonl", step, rank)
-        output, _ = process.communicate(timeout=120)
+    for step, rank in ((6, 1), (10, 0)):
+        with leaving_nothing(train(run_dir, "--faults", f"stop:{rank}@{step}")) as process:
+            held(process, rank).kill()
+            output, _ = process.communicate(timeout=600)
         assert process.returncode == 75, output
         assert f"rank {rank}" in output
         assert "SIGKILL" in output
         assert "Traceback" not in output
-    process = train(run_dir)
-    output, _ = process.communicate(timeout=120)
+    with leaving_nothing(train(run_dir)) as process:
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert "resuming after step" in output
     resumed = metrics(run_dir / "align")
     assert [{k: m[k] for k in EXACT} for m in resumed] == [{k: m[k] for k in EXACT} for m in unbroken]
     # Where the time went, from the directory alone: all of it, but for the first launcher's start.
     split, elapsed = goodput_of(run_dir / "align", resumed), time.time() - began
-    assert 0.6 * elapsed < split.wall < elapsed
+    assert 0.6 * elapsed < split.wall < elapsed + 1  # the kernel tells when it booted in whole seconds
     assert split.productive + split.data == pytest.approx(sum(m["step_s"] for m in resumed), rel=0.05)
-    assert split.restart > split.wasted > 0
+    assert min(split.restart, split.wasted) > 0
 
 
 def test_a_finished_stage_is_left_as_it_is(trained, fovea, metrics):

@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from trainer.launch import kill_all
 from trainer.observe.goodput import goodput_of
-from training import train
+from training import ranks_of, train
 
 SECONDS = float(os.environ.get("FOVEA_SOAK_S", "100"))
 STEPS = max(100, int(SECONDS * 2))
@@ -29,14 +29,14 @@ def start(run: Path) -> subprocess.Popen[str]:
 def strike(process: subprocess.Popen[str], draw: random.Random) -> str:
     """Kill a rank, the launcher, or ask the run to stop."""
     what = draw.choice(("rank 0", "rank 1", "launcher", "term"))
-    ranks = [c for c in psutil.Process(process.pid).children() if "RANK" in c.environ()]
+    ranks = ranks_of(process.pid)
     match what:
         case "launcher":
             process.kill()
-        case "term":
+        case "term" if ranks:  # it hears from before it starts them
             process.terminate()
         case _ if len(ranks) == 2:
-            ranks[int(what[-1])].send_signal(signal.SIGKILL)
+            kill_all([ranks[int(what[-1])]])
     return what
 
 
@@ -45,7 +45,7 @@ def strike(process: subprocess.Popen[str], draw: random.Random) -> str:
 def test_kills_at_random_times_lose_and_replay_nothing(prepared, metrics, tmp_path):
     unbroken, soaked = (Path(shutil.copytree(prepared, tmp_path / name)) for name in ("unbroken", "soaked"))
     process = start(unbroken)
-    output, _ = process.communicate()
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
 
     draw, codes, began = random.Random(7), [], time.monotonic()
@@ -56,7 +56,7 @@ def test_kills_at_random_times_lose_and_replay_nothing(prepared, metrics, tmp_pa
                 process.wait(draw.uniform(4, 16))
             except subprocess.TimeoutExpired:
                 strike(process, draw)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         codes.append(process.returncode)
         assert process.returncode in (0, 75, 143, -signal.SIGKILL, NO_PROGRESS), output
         if process.returncode == NO_PROGRESS:  # three kills before a checkpoint: somebody has to look
