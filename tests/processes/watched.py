@@ -1,4 +1,4 @@
-"""A rank that is watched, without torch: `python watched.py STAGE RANK RANKS WHAT`.
+"""A rank that is watched, without torch: `python watched.py STAGE RANK RANKS WHAT FLOOR_S`.
 
 It enters phases step by step as training does, and meets the other ranks by files. In step 3 it does WHAT to
 itself.
@@ -14,7 +14,6 @@ from pathlib import Path
 from trainer.engine.watchdog import Watch, Watchdog
 
 STEPS = 6
-FLOOR_S, FIRST_S = 0.8, 1.2
 
 
 def meet(stage: Path, watch: Watch, rank: int, ranks: int, step: int) -> None:
@@ -26,7 +25,7 @@ def meet(stage: Path, watch: Watch, rank: int, ranks: int, step: int) -> None:
     watch.marker.wait(False)
 
 
-def suffer(what: str) -> None:
+def suffer(what: str, floor_s: float) -> None:
     match what:
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -41,14 +40,19 @@ def suffer(what: str) -> None:
             while True:
                 pass
         case "slowly":
-            time.sleep(FLOOR_S * 0.5)
+            time.sleep(floor_s * 0.25)
 
 
 def main() -> None:
     stage, rank, ranks, what = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    floor_s = float(sys.argv[5])
+    # What it imports is loaded: from here on all of them have the same to do.
+    (stage / f"here_{rank}").touch()
+    while not all((stage / f"here_{r}").exists() for r in range(ranks)):
+        time.sleep(0.01)
     if what == "late":
         time.sleep(3600)
-    policy = Watchdog(factor=2, floor_s=FLOOR_S, first_s=FIRST_S)
+    policy = Watchdog(factor=2, floor_s=floor_s, first_s=1.5 * floor_s)
     watch = Watch(policy, stage, attempt=1, rank=rank, ranks=ranks)
     for step in range(1, STEPS + 1):
         watch.enter("data", step)
@@ -56,7 +60,7 @@ def main() -> None:
         watch.enter("forward", step)
         watch.marker.move(b"language.layers.1")
         if step == 3 or what == "slowly":
-            suffer(what)
+            suffer(what, floor_s)
         meet(stage, watch, rank, ranks, step)
     watch.close()
     (stage / f"done_{rank}").touch()
