@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -96,6 +97,24 @@ def test_a_task_has_a_curve_with_intervals_and_its_blind_twin(tmp_path):
     assert middle[0] - middle[1] == pytest.approx((high - low) * per_unit, abs=0.3)
     assert f"0.75 [{low:.4g}, {high:.4g}]" in found
     assert "▼" not in found
+
+
+def test_the_latest_score_of_a_task_stands_at_the_top_with_its_interval_and_the_blind_one(tmp_path):
+    run = make_run(tmp_path / "run")
+    for heldout in run.glob("*/eval"):
+        shutil.rmtree(heldout)
+    assert "no evaluation yet" in rendered(run)
+    evaluated(run, 100, 40)
+    low, high = evaluated(run, 200, 30)["interval_95"]["folded"]
+    broken = evaluated(run, 300, 40) | {"status": "incomplete", "scores": None, "missing_n": 3}
+    write_json(run / "instruct/eval/step_000300/scenes.json", broken)
+    html = rendered(run)
+    cards = html[html.index('<div class="cards">') : html.index("<nav")]
+    assert "no evaluation yet" not in html
+    assert (
+        '<span class="label">scenes</span><b>0.75</b><span class="note">'
+        f"folded [{low:.4g}, {high:.4g}], blind 0.25; 40 of 1,146 samples; instruct, step 200</span>"
+    ) in cards
 
 
 def test_a_regression_that_watching_noted_is_flagged_at_its_step(tmp_path):

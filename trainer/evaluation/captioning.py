@@ -179,7 +179,7 @@ def score_captions(captions: Mapping[Hashable, str], references: Mapping[Hashabl
     values = {
         "CIDEr": ciders.score,
         **{name: float(score) for name, score in _bleu_named(_bleu_of_sums(counts.sum(axis=0))).items()},
-        "ROUGE_L": sum(rouges) / len(rouges),
+        "ROUGE_L": float(np.mean(rouges)),  # pairwise sums, as the benchmark's: equal to the last digit
     }
     return Scored(values, terms, list(references), _of_sums)
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -14,6 +15,7 @@ from trainer.evaluation.intervals import Array
 
 Id = int | str
 T = TypeVar("T")
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # "007" is a name
 SHOWN = 5
 """Ids that an error message lists before it only counts."""
 
@@ -41,10 +43,11 @@ class Record:
         return value
 
     def id(self, key: str) -> Id:
+        """A number that is written as a string is that number: files of one benchmark differ in it."""
         value = self.value(key)
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise DataError(f"{self.where}: {key} must be a whole number or a string, found {kind(value)}")
-        return value
+        return int(value) if _NUMBER.fullmatch(str(value)) else value
 
     def number(self, key: str) -> float:
         value = self.value(key)
@@ -78,9 +81,21 @@ def load(path: Path) -> Any:
     return _parse(path, _read(path), "")
 
 
+def load_by_id(path: Path) -> dict[str, Any]:
+    """An object with an entry a sample. JSON itself would let the last of two entries with one id count."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return once((str(path), "id", key, value) for key, value in pairs)
+
+    page = _parse(path, _read(path), "", each_once)
+    if not isinstance(page, dict):
+        raise DataError(f"{path}: expected an object with an entry a question, found {kind(page)}")
+    return page
+
+
 def load_lines(path: Path) -> list[Any]:
     """JSON, one value a line."""
-    lines = _read(path).splitlines()
+    lines = _read(path).split("\n")  # `splitlines` would also cut a text at U+2028
     return [_parse(path, line, f" in line {n}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -121,13 +136,10 @@ def check_ids(
 ) -> None:
     """Both files must speak of the same samples: an average over fewer looks like one over all."""
     predicted, wanted = dict.fromkeys(predictions), dict.fromkeys(references)
-    hint = ""
-    if {str(i) for i in predicted} == {str(i) for i in wanted}:
-        hint = f"\n  One file writes {name} as a number, the other as a string: write both alike."
     if unknown := [i for i in predicted if i not in wanted]:
         raise DataError(
             f"{predictions_path}: {len(unknown)} of {len(predicted)} predictions are for ids "
-            f"that {references_path} does not have; {name} {_some(unknown)}{hint}"
+            f"that {references_path} does not have; {name} {_some(unknown)}"
         )
     if missing := [i for i in wanted if i not in predicted]:
         raise DataError(
@@ -182,7 +194,7 @@ def kind(value: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors put a mark first
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as e:
@@ -191,12 +203,17 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: not JSON: {e}") from None
 
 
-def _parse(path: Path, text: str, place: str) -> Any:
+def _parse(
+    path: Path,
+    text: str,
+    place: str,
+    as_object: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None,
+) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise DataError(f"{path}: not JSON{place}: {constant} is no number")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=as_object)
     except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not JSON{place}: {e}") from None
 

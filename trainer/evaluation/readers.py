@@ -3,7 +3,7 @@
     metric           predictions                      references
     captions         [{image_id, caption}]            {annotations: [{image_id, caption}]}             COCO
     vqa, vqa-lmms    [{question_id, answer}]          {annotations: [{question_id, answers,
-                                                        answer_type, question_type, image_id?}]}       VQA
+                                                        answer_type?, question_type?, image_id?}]}     VQA
     exact, contains  [{question_id, answer}]          {annotations: [{question_id, answers}]}          VQA
     anls             [{questionId, answer}]           {data: [{questionId, answers}]}                  DocVQA
     relaxed          [{imgname, query, answer}]       [{imgname, query, label}]                        ChartQA
@@ -36,6 +36,7 @@ from trainer.evaluation.files import (
     indices,
     kind,
     load,
+    load_by_id,
     load_lines,
     matrix,
     once,
@@ -71,13 +72,10 @@ def _vqa(predictions: Path, references: Path, *, rule: str) -> Scored:
     answers = _texts(predictions, "question_id", "answer")
     questions = _by_id(references, "question_id", ("annotations", "questions"))
     check_ids(predictions, answers, references, questions, "question_id")
+    # VizWiz tells answers apart alone, TextVQA's own release nothing.
+    kinds = [k for k in ("answer_type", "question_type") if any(r.has(k) for r in questions.values())]
     annotations = [
-        {
-            "question_id": i,
-            "answers": r.answers("answers", least=2),
-            "answer_type": r.text("answer_type"),
-            "question_type": r.text("question_type"),
-        }
+        {"question_id": i, "answers": r.answers("answers", least=2), **{k: r.text(k) for k in kinds}}
         for i, r in questions.items()
     ]
     return score_vqa(answers, annotations, _pictures(questions), rule)
@@ -119,10 +117,7 @@ def _relaxed(predictions: Path, references: Path) -> Scored:
 
 
 def _mmmu(predictions: Path, references: Path) -> Scored:
-    responses, truths = load(predictions), load(references)
-    for path, page in ((predictions, responses), (references, truths)):
-        if not isinstance(page, dict):
-            raise DataError(f"{path}: expected an object with an entry a question, found {kind(page)}")
+    responses, truths = load_by_id(predictions), load_by_id(references)
     if not truths:
         raise DataError(f"{references}: it is empty; there is nothing to score against")
     check_ids(predictions, responses, references, truths, "id")

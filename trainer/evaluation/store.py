@@ -37,7 +37,7 @@ class Store:
         """The last word on each sample; an answer counts more than an error."""
         found: dict[str, Record] = {}
         for path in sorted(self.directory.glob("rank_*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().splitlines():  # of bytes: a text may hold U+2028
                 record = json.loads(line)
                 if "error" not in record or record["id"] not in found:
                     found[record["id"]] = record

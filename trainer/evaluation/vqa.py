@@ -79,7 +79,8 @@ def vqa_accuracy(
     """Percent: {"overall", "per_answer_type", "per_question_type"}; two decimals, by the lmms rule four.
 
     `predictions` maps question_id to the answer. An annotation is one of the challenge's own files:
-    {"question_id", "answers": [{"answer"}, ...] or plain strings, "answer_type", "question_type"}.
+    {"question_id", "answers": [{"answer"}, ...] or plain strings, "answer_type", "question_type"}; without a
+    type it counts in no group.
     """
     return score_vqa(predictions, annotations, [a["question_id"] for a in annotations], rule).values
 
@@ -100,7 +101,8 @@ def score_vqa(
         accuracy = question_accuracy(predictions[annotation["question_id"]], truths, rule)
         every.append(accuracy)
         for kind, groups in by_type.items():
-            groups.setdefault(annotation[kind], []).append(accuracy)
+            if kind in annotation:
+                groups.setdefault(annotation[kind], []).append(accuracy)
 
     percent = _percent(4 if rule == "lmms" else 2)
     values = {

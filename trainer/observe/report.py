@@ -13,7 +13,7 @@ import jinja2
 
 from data_pipeline.manifest import Manifest, commit
 from trainer.observe import wording
-from trainer.observe.report_curves import benchmark_curves, incomplete_tasks
+from trainer.observe.report_curves import benchmark_curves, incomplete_tasks, latest_scores
 from trainer.observe.report_incidents import incidents
 from trainer.observe.report_parts import fixed, last, mapping, total
 from trainer.observe.report_scores import examples, question_types, score_charts, score_row
@@ -118,7 +118,8 @@ def _cards(record: RunRecord, evaluations: list[Evaluated]) -> list[_Card]:
                 f"{fixed(captions.get('CIDEr_blind'))} with another image",
             )
         )
-    if not (vqa or captions):
+    cards += [_Card(*score) for score in latest_scores(record.stages)]
+    if not cards:
         cards.append(_Card("Scores", wording.MISSING, "no evaluation yet"))
     tokens = wording.compact(total(steps, "tokens")) if steps else wording.MISSING
     cards.append(_Card("Tokens trained on", tokens, f"{wording.compact(total(steps, 'images'))} images"))

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from trainer.observe.charts import Interval, interval_chart
 from trainer.observe.report_parts import mapping
 from trainer.observe.run_record import Benchmarked, StageRecord
-from trainer.observe.wording import MISSING, finite
+from trainer.observe.wording import MISSING, finite, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,27 @@ def benchmark_curves(stages: list[StageRecord]) -> list[Curve]:
     return curves
 
 
+def latest_scores(stages: list[StageRecord]) -> list[tuple[str, str, str]]:
+    """Of each task, what its last checkpoint of the run scored: name, score, what belongs beside it."""
+    newest = {
+        str(b.page["task"]): (stage.name, b)
+        for stage in stages
+        for b in stage.benchmarks
+        if b.page["status"] != "incomplete"
+    }
+    return [(task, *_headline(stage, b)) for task, (stage, b) in sorted(newest.items())]
+
+
+def _headline(stage: str, b: Benchmarked) -> tuple[str, str]:
+    name = str(b.page.get("primary"))
+    score = finite(mapping(b.page.get("scores")).get(name))
+    low, high = _ends(b.page, name, "interval_95")
+    interval = f"[{low:.4g}, {high:.4g}], " if low is not None and high is not None else ""
+    blind = number(mapping(b.page.get("blind")).get(name), 4)
+    note = f"{name} {interval}blind {blind}; {_asked(b.page)}; {stage}, step {b.step:,}"
+    return number(score, 4), note
+
+
 def incomplete_tasks(stages: list[StageRecord]) -> list[str]:
     """What has no score, and how much of it is missing."""
     return [
@@ -52,15 +73,20 @@ def _curve(stage: str, found: list[Benchmarked]) -> Curve:
     name, task = str(page.get("primary")), str(page["task"])
     own, blind = (_interval(found, name, *keys) for keys in (_OWN, _BLIND))
     worse = [b.step for b in found if b.worse]
-    part = f" of {page['of']:,}" if page["status"] == "limited" and isinstance(page.get("of"), int) else ""
-    samples = page.get("n")
     return Curve(
         title=f"{task}, {stage}",
-        asked=f"{name} of {samples:,}{part} samples" if isinstance(samples, int) else name,
+        asked=f"{name} of {_asked(page)}",
         chart=interval_chart(own, blind, worse, label=f"{name} of {task} in stage {stage}, by step"),
         rows=[(b.step, _said(b.page, name, *_OWN), _said(b.page, name, *_BLIND)) for b in found],
         worse=[_regression(b) for b in found if b.worse],
     )
+
+
+def _asked(page: dict[str, Any]) -> str:
+    """200 of 1,146 samples."""
+    samples, every = finite(page.get("n")), finite(page.get("of"))
+    part = f" of {every:,.0f}" if page["status"] == "limited" and every is not None else ""
+    return f"{MISSING if samples is None else format(samples, ',.0f')}{part} samples"
 
 
 _OWN, _BLIND = ("scores", "interval_95"), ("blind", "blind_interval_95")

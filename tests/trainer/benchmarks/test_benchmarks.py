@@ -15,7 +15,9 @@ from data_pipeline.errors import ConfigError, DataError
 from idefics2_like import publish
 from trainer.cli import main
 from trainer.distributed import alone
+from trainer.evaluation import store
 from trainer.evaluation.comparison import open_results
+from trainer.evaluation.files import load_lines
 from trainer.evaluation.outcome import score_circular
 from trainer.evaluation.task import Task, load_task, task_names
 from trainer.subject import open_subject
@@ -80,6 +82,14 @@ def test_a_restart_answers_only_what_is_missing_and_ends_in_the_same_score(opene
     assert len(kept.read_text("utf-8").splitlines()) == N - 5
     assert answers(tmp_path, "okvqa") == expected
     assert again == whole
+
+
+def test_an_answer_may_hold_what_elsewhere_separates_lines(tmp_path):
+    record = {"id": "1", "raw": "one\u2028two\x85three"}
+    with store.opened(alone(), tmp_path, {}) as kept:
+        kept.append([record])
+        assert kept.read() == {"1": record}
+    assert load_lines(tmp_path / "rank_0.jsonl") == [record]
 
 
 @pytest.mark.parametrize("change", ["prompt", "checkpoint", "file", "seed"])

@@ -83,7 +83,11 @@ def test_a_broken_line_is_named(write):
         ),
         (CAPTIONS[:1], CAPTION_REFERENCES, "incomplete: 1 of 2 predictions are missing; .* image_id 2"),
         ([], CAPTION_REFERENCES, "incomplete: 2 of 2 predictions are missing"),
-        ([{**c, "image_id": str(c["image_id"])} for c in CAPTIONS], CAPTION_REFERENCES, "write both alike"),
+        (
+            [{**c, "image_id": f"0{c['image_id']}"} for c in CAPTIONS],
+            CAPTION_REFERENCES,
+            "not have; image_id '01', '02'",
+        ),
         (CAPTIONS, [], "is empty"),
         (CAPTIONS, [{"image_id": 1}], "annotation 0: no 'caption'"),
     ],
