@@ -21,7 +21,7 @@ from data_pipeline.build.fetch.fetcher import Fetcher
 
 LOCAL = [ipaddress.ip_network("127.0.0.1/32")]
 BOMB = gzip.compress(bytes(20_000_000), 1)
-FOREVER = 30.0  # seconds: longer than any deadline of these tests
+FOREVER = 500.0  # seconds: longer than any deadline of these tests
 
 
 @dataclass
@@ -74,6 +74,8 @@ class Site:
         self.robots = (404, b"")
         self.seen = {}
         self.stop = threading.Event()
+        self.meeting = threading.Barrier(1)
+        self.gate = threading.Event()
         self.server = _Server(("127.0.0.1", 0), _Handler)
         self.server.site = self
         if tls:
@@ -91,6 +93,7 @@ class Site:
 
     def close(self):
         self.stop.set()
+        self.gate.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -107,6 +110,18 @@ class Site:
 
     def do_slow(self, h, seconds):
         time.sleep(float(seconds))
+        h.send(200, self.picture)
+
+    def do_meet(self, h, argument):
+        """Once as many are here as `meeting` asks for; those that are too many would be seen beside them."""
+        self.meeting.wait(FOREVER)
+        time.sleep(0.05)
+        h.send(200, self.picture)
+
+    def do_few(self, h, argument):
+        """Fifteen of them are answered at once, the others when `gate` opens."""
+        if len(self.asked()) > 15:
+            self.gate.wait(FOREVER)
         h.send(200, self.picture)
 
     def do_redirect(self, h, target):
@@ -243,11 +258,12 @@ def tls_site(make, certificate):
 
 @pytest.fixture
 def fetcher(tmp_path, site):
-    """`fetcher(**settings)`: quick settings that reach `site` and the ports named besides."""
+    """`fetcher(**settings)`: quick settings that reach `site` and the ports named besides. What answers has
+    time enough to do so on a busy machine."""
     with contextlib.ExitStack() as stack:
 
         def make_fetcher(*, ports=(), allow=LOCAL, cache="cache", names=None, tls=None, **settings):
-            quick = {"per_host_rate": 1e6, "timeout_s": 3.0, "idle_s": 0.3, "backoff_s": 0.01, "retries": 1}
+            quick = {"per_host_rate": 1e6, "timeout_s": 200, "idle_s": 100, "backoff_s": 0.01, "retries": 1}
             config = FetchConfig(
                 **{**quick, "allow_ports": (80, 443, site.port, *ports), "cache": cache, **settings}
             )

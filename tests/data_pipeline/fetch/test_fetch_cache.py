@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.build.fetch import cache as cache_module
 from data_pipeline.build.fetch.cache import Cache
 from data_pipeline.build.fetch.config import FetchConfig
 from data_pipeline.build.fetch.fetcher import Fetcher, fetch_all
 from data_pipeline.build.fetch.outcome import Record
 from data_pipeline.sample import content_id
+from waiting import wait_for
 
 CHILD = """
 import ipaddress, sys
@@ -22,7 +25,7 @@ from data_pipeline.build.fetch.fetcher import Fetcher
 port, root, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 config = FetchConfig(allow_ports=(port,), per_host_rate=float(sys.argv[4]), per_host_connections=8)
 with Fetcher(config, root, allow=[ipaddress.ip_network("127.0.0.1/32")]) as f:
-    urls = [f"http://127.0.0.1:{port}/slow/{n}?0.02" for n in range(count)]
+    urls = [f"http://127.0.0.1:{port}/{sys.argv[5]}/{n}?0.02" for n in range(count)]
     print("ready", flush=True)
     sys.stdin.readline()
     for found in f.fetch(urls):
@@ -30,9 +33,9 @@ with Fetcher(config, root, allow=[ipaddress.ip_network("127.0.0.1/32")]) as f:
 """
 
 
-def children(number, site, root, count, rate=1e6):
+def children(number, site, root, count, rate=1e6, path="slow"):
     """Processes that fetch the same URLs, and begin together."""
-    command = [sys.executable, "-c", CHILD, str(site.port), str(root), str(count), str(rate)]
+    command = [sys.executable, "-c", CHILD, str(site.port), str(root), str(count), str(rate), path]
     runs = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(number)
@@ -56,12 +59,12 @@ def test_a_second_run_asks_nothing(site, fetcher, path):
     assert len(site.hits) == asked
 
 
-def test_a_failure_that_may_pass_is_tried_again_when_its_time_is_over(site, fetcher):
+def test_a_failure_that_may_pass_is_tried_again_when_its_time_is_over(site, fetcher, monkeypatch):
     url = site.url("/first?500")
-    assert next(fetcher(retries=0, remember_failures_s=0.2).fetch([url])).reason == "fetch: 5xx"
-    assert next(fetcher(retries=0, remember_failures_s=0.2).fetch([url])).reason == "fetch: 5xx"
+    assert next(fetcher(retries=0, remember_failures_s=1000).fetch([url])).reason == "fetch: 5xx"
+    assert next(fetcher(retries=0, remember_failures_s=1000).fetch([url])).reason == "fetch: 5xx"
     assert len(site.asked()) == 1
-    time.sleep(0.25)
+    monkeypatch.setattr(cache_module, "time", SimpleNamespace(time=lambda: time.time() + 1000))
     assert next(fetcher(retries=0).fetch([url])).data == site.picture
 
 
@@ -141,25 +144,28 @@ def test_another_policy_is_another_question(site, fetcher):
 
 def test_two_processes_fetch_each_url_once(site, tmp_path):
     runs = children(2, site, tmp_path, 40)
-    lines = [run.communicate(timeout=20)[0].split("\n") for run in runs]
+    lines = [run.communicate(timeout=300)[0].split("\n") for run in runs]
     assert lines[0] == lines[1] == [f"{content_id(site.picture)} None"] * 40 + [""]
     paths = [h.path for h in site.asked()]
     assert len(paths) == len(set(paths)) == 40
 
 
 def test_after_a_kill_only_what_is_missing_is_fetched(site, tmp_path):
-    (run,) = children(1, site, tmp_path, 40, rate=40)
-    while len(site.asked()) < 15:
-        time.sleep(0.01)
+    def recorded():
+        return len(list((tmp_path / "fetched" / "records").rglob("*.json")))
+
+    (run,) = children(1, site, tmp_path, 40, path="few")
+    wait_for(lambda: recorded() > 5 and len(site.asked()) > 15)  # it waits for others then
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     run.stdout.close()
     run.stdin.close()
-    time.sleep(0.1)  # the server ends what it was sending
-    records = len(list((tmp_path / "fetched" / "records").rglob("*.json")))
+    site.gate.set()
+    wait_for(lambda: all(hit.end for hit in site.hits))
+    records = recorded()
     before = len(site.asked())
-    (run,) = children(1, site, tmp_path, 40)
-    out, _ = run.communicate(timeout=20)
+    (run,) = children(1, site, tmp_path, 40, path="few")
+    out, _ = run.communicate(timeout=300)
     assert out.split() == [content_id(site.picture), "None"] * 40
     assert 5 < records < 40
     assert len(site.asked()) - before == 40 - records
@@ -169,9 +175,9 @@ def test_a_claim_goes_with_its_process(tmp_path):
     cache = Cache(tmp_path)
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path, ready))
+    holder = context.Process(target=_hold, args=(tmp_path, ready), daemon=True)
     holder.start()
-    assert ready.wait(10)
+    assert ready.wait(300)
     assert not cache.claim("ab" * 16)
     assert cache.claim("cd" * 16)
     holder.kill()
@@ -183,7 +189,7 @@ def test_a_claim_goes_with_its_process(tmp_path):
 def _hold(root, ready):
     assert Cache(root).claim("ab" * 16)
     ready.set()
-    time.sleep(30)
+    time.sleep(600)
 
 
 def test_records_say_what_was_decided(site, fetcher, tmp_path):
@@ -205,17 +211,17 @@ def test_records_say_what_was_decided(site, fetcher, tmp_path):
     ]
     assert records[0].headers == {"Content-Type": "image/png"}
     assert (records[0].status, records[0].nbytes) == (200, len(site.picture))
-    assert abs(records[0].time - time.time()) < 20
+    assert abs(records[0].time - time.time()) < 600
 
 
 def test_leaving_early_ends_what_is_under_way(site, tmp_path, fetcher):
     begin = time.monotonic()
-    config = FetchConfig(allow_ports=(site.port,), cache="c")
+    config = FetchConfig(allow_ports=(site.port,), cache="c", timeout_s=400, idle_s=400)
     with Fetcher(config, tmp_path, allow=fetcher()._allow) as leaving:
         for n in range(20):
             leaving.submit(site.url(f"/hang/{n}"))
         time.sleep(0.1)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 200
 
 
 def test_the_cache_can_be_filled_ahead_of_a_build(tmp_path):

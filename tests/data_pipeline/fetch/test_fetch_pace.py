@@ -1,8 +1,8 @@
 """Politeness, measured in the server's own log."""
 
 import fcntl
-import itertools
 import multiprocessing
+import threading
 import time
 
 from data_pipeline.build.fetch.pace import Pace
@@ -12,31 +12,32 @@ def most_at_once(hits):
     return max(sum(h.begin <= t.begin < h.end for h in hits) for t in hits)
 
 
-def gaps(hits):
-    begins = sorted(h.begin for h in hits)
-    return [b - a for a, b in itertools.pairwise(begins)]
+def none_too_early(times, begin, gap):
+    """Whether the n-th of them came no earlier than a rate of one each `gap` seconds allows: how late a busy
+    machine notes each does not matter."""
+    return all(t > begin + n * gap - 0.01 for n, t in enumerate(sorted(times)))
 
 
 def test_a_host_is_asked_at_its_rate_and_no_faster(site, fetcher):
     begin = time.time()
     list(fetcher(per_host_rate=20, per_host_connections=4).fetch([site.url(f"/ok/{n}") for n in range(10)]))
-    took = time.time() - begin
     # robots.txt is a request too: 11 of them, 50 ms apart.
     assert len(site.hits) == 11
-    assert min(gaps(site.hits)) > 0.03
-    assert 0.5 <= took < 2
+    assert none_too_early([h.begin for h in site.hits], begin, 0.05)
 
 
 def test_no_more_connections_to_a_host_than_allowed(site, fetcher):
-    urls = [site.url(f"/slow/{n}?0.05") for n in range(12)]
-    list(fetcher(per_host_connections=3).fetch(urls))
+    site.meeting = threading.Barrier(3)
+    urls = [site.url(f"/meet/{n}") for n in range(12)]
+    assert all(f.data for f in fetcher(per_host_connections=3).fetch(urls))
     assert most_at_once(site.asked()) == 3
 
 
 def test_no_more_connections_in_all_than_allowed(site, fetcher):
     names = [f"h{n}.test" for n in range(12)]
     several = fetcher(connections=4, names=lambda host: ["127.0.0.1"])
-    list(several.fetch([site.url("/slow?0.05", host=h) for h in names]))
+    site.meeting = threading.Barrier(4)
+    assert all(f.data for f in several.fetch([site.url("/meet", host=h) for h in names]))
     assert len(site.asked()) == 12
     assert most_at_once(site.hits) == 4
 
@@ -44,32 +45,34 @@ def test_no_more_connections_in_all_than_allowed(site, fetcher):
 def test_many_hosts_are_asked_at_one_time(site, fetcher):
     names = [f"h{n}.test" for n in range(20)]
     several = fetcher(per_host_rate=2, names=lambda host: ["127.0.0.1"])
-    begin = time.time()
-    found = list(several.fetch([site.url("/slow?0.2", host=h) for h in names]))
-    assert all(f.data for f in found)
-    assert time.time() - begin < 3  # one after another: 20 times 0.7 s
+    site.meeting = threading.Barrier(20)  # one after another they would not meet
+    assert all(f.data for f in several.fetch([site.url("/meet", host=h) for h in names]))
 
 
 def test_the_crawl_delay_is_kept_within_its_cap(site, fetcher):
     site.robots = (200, b"User-agent: *\nCrawl-delay: 0.2\n")
+    begin = time.time()
     list(fetcher().fetch([site.url(f"/ok/{n}") for n in range(3)]))
-    assert min(gaps(site.asked())) > 0.15
+    assert none_too_early([h.begin for h in site.asked()], begin, 0.2)
     site.hits.clear()
+    site.robots = (200, b"User-agent: *\nCrawl-delay: 200\n")
+    begin = time.time()
     list(fetcher(crawl_delay_s=0.05, cache="c2").fetch([site.url(f"/ok/{n}") for n in range(3)]))
-    assert 0.03 < min(gaps(site.asked())) < 0.15
+    assert none_too_early([h.begin for h in site.asked()], begin, 0.05)
+    assert time.time() - begin < 200
 
 
 def test_a_host_that_says_when_is_not_asked_before_by_anybody(site, fetcher):
     one = fetcher(per_host_connections=1)
     found = list(one.fetch([site.url("/first?429:1"), *(site.url(f"/ok/{n}") for n in range(3))]))
     assert all(f.data for f in found)
-    (gap,) = [g for g in gaps(site.asked()) if g > 0.5]
-    assert gap > 0.9
+    first, *later = site.asked()
+    assert min(h.begin for h in later) - first.end > 0.99
 
 
 def test_time_in_the_queue_of_a_host_is_not_counted_against_the_deadline(site, fetcher):
-    slow = fetcher(per_host_rate=10, timeout_s=0.4)
-    assert all(f.data for f in slow.fetch([site.url(f"/ok/{n}") for n in range(12)]))
+    slow = fetcher(per_host_rate=10, timeout_s=2)
+    assert all(f.data for f in slow.fetch([site.url(f"/ok/{n}") for n in range(30)]))
 
 
 def test_processes_share_the_rate_of_a_host(tmp_path):
@@ -79,10 +82,10 @@ def test_processes_share_the_rate_of_a_host(tmp_path):
     runs = [context.Process(target=_take, args=(tmp_path, begin, queue)) for _ in range(3)]
     for run in runs:
         run.start()
-    taken = sorted(queue.get(timeout=10) for _ in range(12))
+    taken = sorted(queue.get(timeout=300) for _ in range(12))
     for run in runs:
         run.join()
-    assert all(b - a > 0.045 for a, b in itertools.pairwise(taken))
+    assert none_too_early(taken, begin, 0.05)
 
 
 def _take(root, begin, queue):
@@ -96,13 +99,13 @@ def _take(root, begin, queue):
 
 def test_a_damaged_time_or_a_clock_set_back_stops_nobody(tmp_path):
     pace = Pace(tmp_path)
-    assert pace.take("a.test", 0.5) == 0
-    assert 0 < pace.take("a.test", 0.5) <= 0.5
+    assert pace.take("a.test", 600) == 0
+    assert 0 < pace.take("a.test", 600) <= 600
     (file,) = (p for p in tmp_path.rglob("*") if p.is_file())
     for text in (b"rubbish", b"nan", b"-inf", b"inf", b"99999999999.0", b"\xff" * 32):
         file.write_bytes(text)
-        assert pace.take("a.test", 0.5) == 0, text
-        assert 0 < pace.take("a.test", 0.5) <= 0.5
+        assert pace.take("a.test", 600) == 0, text
+        assert 0 < pace.take("a.test", 600) <= 600
 
 
 def test_two_processes_cannot_take_one_turn(tmp_path):
