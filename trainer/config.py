@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
@@ -134,6 +135,10 @@ class Stage(_Part):
     sequence_length: int = Field(ge=16, description="tokens of a row")
     images_per_row: int | None = Field(None, ge=1, description="tiles, at most: bounds the tower's memory")
     patches_per_row: int | None = Field(None, ge=1, description="patches, at most")
+    longest_edge: int | None = Field(
+        None, ge=1, description="pixels, of this stage's pictures; null: model.image's"
+    )
+    shortest_edge: int | None = Field(None, ge=1, description="the same")
     overlong: Literal["split", "shorten", "drop"] = Field(
         "split", description="what becomes of a sample that no row holds whole"
     )
@@ -316,9 +321,15 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def _pictures_fit_rows(self) -> "Recipe":
         for stage in self.stages:
+            try:
+                image_tokens = self.model_of(stage).image_tokens
+            except ValidationError as e:
+                edges = f"longest_edge {stage.longest_edge}, shortest_edge {stage.shortest_edge}"
+                why = "; ".join(error["msg"].removeprefix("Value error, ") for error in e.errors())
+                raise ValueError(f"stage '{stage.name}': {edges}: {why}") from None
             tiles = SPLIT_TILES if stage.splitting else 1
             # Visual tokens, the tokens around each tile, <bos>, and at least one target.
-            least = tiles * (self.model.image_tokens + 1) + 3
+            least = tiles * (image_tokens + 1) + 3
             if least > stage.sequence_length:
                 split = f" split into {tiles} tiles" if stage.splitting else ""
                 raise ValueError(
@@ -327,6 +338,15 @@ class Recipe(_Part):
                     "tile (image.longest_edge, connector)"
                 )
         return self
+
+    def model_of(self, stage: Stage) -> Model:
+        """The model's page with pictures of the size that the stage has them at."""
+        edges = {"longest_edge": stage.longest_edge, "shortest_edge": stage.shortest_edge}
+        given = {name: pixels for name, pixels in edges.items() if pixels is not None}
+        if not given:
+            return self.model
+        page = self.model.model_dump()
+        return Model.model_validate(page | {"image": page["image"] | given})
 
     def stage(self, name: str) -> Stage:
         """The stage of that name, or of that number, from 1. Raises ConfigError where the recipe has none."""

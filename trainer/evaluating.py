@@ -80,8 +80,8 @@ def _opened(run: Run, oversight: Oversight, digest: str) -> Opened:
     subject = Subject(
         model,
         run.tokenizer,
-        run.recipe.model.image,
-        run.recipe.model.image_tokens,
+        model.config.image,
+        model.config.image_tokens,
         suite.batch if suite else page.batch,
         page.max_new_tokens,
         ranks=Lockstep(run.world, agree),

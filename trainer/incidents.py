@@ -68,7 +68,8 @@ def write_incident(
         if directory.exists() or sum(1 for _ in directory.parent.glob("step_*")) < PAGES:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(directory / "incident.json", plain(about))
-            entries = with_content(recipe, run_dir, explain(recipe, stage, run_dir, step, ranks).entries)
+            explained = explain(recipe, stage, run_dir, step, ranks)
+            entries = with_content(recipe, stage, run_dir, explained.entries)
             write_json(directory / "incident.json", plain({**about, "samples": entries}))
             # As one rank would get them: all rows of the batch, not those of rank 0 alone.
             preview(recipe, stage, run_dir, directory / "rows.html", step=step, rows=ROWS)

@@ -115,7 +115,7 @@ def build_run(
     backbones = run_dir / recipe.backbones.path
     shards = Shards(config) if shards_parameters(config) else None
     refuse_other_backbones(recipe, backbones)
-    model, tokenizer = load_parts(recipe.model, backbones, stage.mask, shards is not None)
+    model, tokenizer = load_parts(recipe.model_of(stage), backbones, stage.mask, shards is not None)
     _set_forward(model, stage)
     fingerprints = fingerprints_of(recipe, stage, datasets, tokenizer)
 
@@ -245,7 +245,7 @@ def fingerprints_of(recipe: Recipe, stage: Stage, datasets: Datasets, tokenizer:
     """What a checkpoint must share with the run that resumes from it."""
     return {
         "seed": recipe.seed,
-        "model": recipe.model.model_dump(mode="json"),
+        "model": recipe.model_of(stage).model_dump(mode="json"),
         "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in NOT_COMPARED},
         "data": datasets.digest,
         "tokenizer": tokenizer.fingerprint,

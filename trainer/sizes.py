@@ -50,7 +50,7 @@ def skeleton(recipe: Recipe, stage: Stage) -> AutoregressiveVLM:
         )
         layout = LAYOUTS[expected.layout]
         predicts_new = layout.eos in layout.added or layout.end in layout.added
-        model = build_model(recipe.model, vision, language, stage.mask, predicts_new)
+        model = build_model(recipe.model_of(stage), vision, language, stage.mask, predicts_new)
         attach(model, stage.train)
     freeze(model, stage.train)
     return model
@@ -64,7 +64,7 @@ def table(recipe: Recipe) -> Iterator[str]:
         if size.plain < sum(m.parameters for m in size.modules):
             yield f"  {'without adapters':15} {size.plain:14,}"
         text, row = size.token.total, stage.sequence_length
-        patches = recipe.model.image.largest_grid**2
+        patches = recipe.model_of(stage).image.largest_grid ** 2
         yield (
             f"  training FLOPs: {_short(text)} a token, {_short(size.image.total)} an image of {patches:,} "
             f"patches, {_short(text * row * stage.global_batch)} a step of text alone"
@@ -96,10 +96,11 @@ def refuse_other_backbones(recipe: Recipe, backbones: Path) -> None:
 
 def _size(recipe: Recipe, stage: Stage) -> Size:
     expected, length = _expected(recipe), stage.sequence_length
+    config = recipe.model_of(stage)
     row = Load(patches=(), tokens=length, pairs=causal_pairs([length]), targets=length)
-    image = Load(patches=(recipe.model.image.largest_grid**2,), tokens=0, pairs=0, targets=0)
+    image = Load(patches=(config.image.largest_grid**2,), tokens=0, pairs=0, targets=0)
     of_row, of_image = (
-        training(recipe.model, expected.vision, expected.language, load, stage.train) for load in (row, image)
+        training(config, expected.vision, expected.language, load, stage.train) for load in (row, image)
     )
     token = Flops(**{k: v // length for k, v in vars(of_row).items()})
     model = skeleton(recipe, stage)

@@ -28,10 +28,11 @@ def open_datasets(recipe: Recipe, run_dir: Path) -> Datasets:
 
 def rendering_of(recipe: Recipe, stage: Stage, tokenizer: Tokenizer) -> Rendering:
     """How the stage turns a sample into pieces of rows."""
+    model = recipe.model_of(stage)
     return Rendering(
         tokenizer=tokenizer,
-        image=recipe.model.image,
-        image_tokens=recipe.model.image_tokens,
+        image=model.image,
+        image_tokens=model.image_tokens,
         loss_on=stage.loss_on,
         budget=Budget(
             tokens=stage.sequence_length, images=stage.images_per_row, patches=stage.patches_per_row

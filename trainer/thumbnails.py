@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipeline.image_spec import ImageSpec
 from data_pipeline.sample import Sample
 from data_pipeline.stream.decode import DecodeError, Picture, decode
 from data_pipeline.stream.faults import BrokenSample
 from data_pipeline.stream.source import Source
-from trainer.config import Recipe
+from trainer.config import Recipe, Stage
 from trainer.explain import Entry
 from trainer.stage_stream import open_datasets
 
@@ -23,9 +24,12 @@ SAMPLES, PICTURES, LETTERS = 24, 3, 400
 SIDE = 144  # pixels
 
 
-def with_content(recipe: Recipe, run_dir: Path, entries: tuple[Entry, ...]) -> list[dict[str, Any]]:
-    """The entries; the first ones with `text` and `thumbnails` (data URIs), as far as they can be read."""
-    datasets = open_datasets(recipe, run_dir)
+def with_content(
+    recipe: Recipe, stage: Stage, run_dir: Path, entries: tuple[Entry, ...]
+) -> list[dict[str, Any]]:
+    """The entries of a stage; the first ones with `text` and `thumbnails` (data URIs), where those can be
+    read."""
+    datasets, image = open_datasets(recipe, run_dir), recipe.model_of(stage).image
     sources: dict[str, Source] = {}
     found = []
     for n, entry in enumerate(entries):
@@ -33,12 +37,12 @@ def with_content(recipe: Recipe, run_dir: Path, entries: tuple[Entry, ...]) -> l
         if n < SAMPLES:
             if entry.source not in sources:
                 sources[entry.source] = datasets.source(entry.source, "train")
-            content = _content(recipe, sources[entry.source], entry.index)
+            content = _content(image, sources[entry.source], entry.index)
         found.append(asdict(entry) | content)
     return found
 
 
-def _content(recipe: Recipe, source: Source, index: int) -> dict[str, Any]:
+def _content(image: ImageSpec, source: Source, index: int) -> dict[str, Any]:
     try:
         sample = source.without_pixels(index)
         numbers = list(dict.fromkeys(s.media for s in sample.segments if s.media is not None))[:PICTURES]
@@ -48,7 +52,7 @@ def _content(recipe: Recipe, source: Source, index: int) -> dict[str, Any]:
     thumbnails = []
     for data in pictures:
         try:
-            thumbnails.append(_thumbnail(decode(data, recipe.model.image)[0]))
+            thumbnails.append(_thumbnail(decode(data, image)[0]))
         except DecodeError:
             continue
     return {"text": _text(sample), "thumbnails": thumbnails}

@@ -17,9 +17,10 @@ from trainer.thumbnails import with_content
 
 def test_text_and_pictures_are_those_of_the_dataset(trained):
     recipe = load_recipe(trained / "recipe.yaml")
-    entries = explain(recipe, recipe.stage("align"), trained, 3, 2).entries
+    stage = recipe.stage("align")
+    entries = explain(recipe, stage, trained, 3, 2).entries
     datasets = open_datasets(recipe, trained)
-    found = with_content(recipe, trained, entries)
+    found = with_content(recipe, stage, trained, entries)
     assert [f["id"] for f in found] == [e.id for e in entries]
     for entry, shown in zip(entries, found, strict=True):
         source = datasets.source(entry.source, "train")
@@ -38,9 +39,10 @@ def test_text_and_pictures_are_those_of_the_dataset(trained):
 
 def test_only_so_many_samples_have_content_and_an_unreadable_one_says_so(trained, monkeypatch):
     recipe = load_recipe(trained / "recipe.yaml")
-    entries = explain(recipe, recipe.stage("align"), trained, 3, 2).entries
+    stage = recipe.stage("align")
+    entries = explain(recipe, stage, trained, 3, 2).entries
     monkeypatch.setattr(thumbnails, "SAMPLES", 1)
-    first, second = with_content(recipe, trained, entries)[:2]
+    first, second = with_content(recipe, stage, trained, entries)[:2]
     assert "text" in first
     assert "text" not in second
 

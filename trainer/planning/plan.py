@@ -128,11 +128,11 @@ class Plan:
 def plan_of(recipe: Recipe, asked: Asked) -> Plan:
     """Raises ConfigError where the recipe has no shape, or cannot be run on so many ranks."""
     stages: list[StagePlan] = []
-    shapes: dict[str, Shape] = {}
+    shapes: dict[tuple[object, ...], Shape] = {}
     for stage in recipe.stages:
         page = page_of(asked.ds_config or stage.ds_config, asked.cluster.ranks)
         stage.accumulation(asked.cluster.ranks)
-        key = str(stage.train)
+        key = (str(stage.train), stage.longest_edge, stage.shortest_edge)
         if key not in shapes:
             shapes[key] = shape_of(recipe, stage)
         pictures = pictures_of(recipe, stage, asked.images, asked.patches)

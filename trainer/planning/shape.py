@@ -48,7 +48,7 @@ class Shape:
         positions = micro_batch * self.stage.sequence_length
         loss = loss_bytes(
             positions,
-            max(1, round(positions - seen * self.recipe.model.image_tokens)),
+            max(1, round(positions - seen * self.recipe.model_of(self.stage).image_tokens)),
             self._language["hidden_size"],
             self._language["vocab_size"],
             element,

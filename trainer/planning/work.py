@@ -43,14 +43,16 @@ class Work:
 
 def pictures_of(recipe: Recipe, stage: Stage, row: float | None, patches: int | None) -> Pictures:
     """`row`, `patches`: as the user says. Raises ConfigError where a row or a picture cannot be so."""
-    image, tokens = recipe.model.image, recipe.model.image.tokens(recipe.model.connector)
+    model = recipe.model_of(stage)
+    image, tokens = model.image, model.image.tokens(model.connector)
     largest = image.largest_grid**2
     if patches is not None and not 1 <= patches <= largest:
         raise ConfigError(
-            f"--patches-per-image {patches}: by model.image.longest_edge a picture has 1 to {largest}"
+            f"--patches-per-image {patches}: a picture of stage '{stage.name}' has 1 to {largest}, by its "
+            "longest_edge"
         )
     patches = patches or largest
-    alone = recipe.model.image_tokens + 2  # with the tokens around it
+    alone = model.image_tokens + 2  # with the tokens around it
     bounds = [
         stage.sequence_length // alone,
         stage.images_per_row,
@@ -74,18 +76,19 @@ def work_of(recipe: Recipe, stage: Stage, pictures: Pictures) -> Work:
     assert expects is not None
     rows, length = stage.global_batch, stage.sequence_length
     images = round(rows * pictures.row)
-    visual = recipe.model.image.tokens(recipe.model.connector)
+    model = recipe.model_of(stage)
+    visual = model.image.tokens(model.connector)
     pairs = rows * causal_pairs([length], expects.language.get("sliding_window"))
-    if stage.mask != "causal" and recipe.model.cross_attention is None:
+    if stage.mask != "causal" and model.cross_attention is None:
         pairs += full_pairs([visual]) * images
     load = Load(
         patches=(pictures.patches,) * images,
         tokens=rows * length,
         pairs=pairs,
-        targets=rows * length - images * recipe.model.image_tokens,
-        read=rows * length * visual if recipe.model.cross_attention and images else 0,
+        targets=rows * length - images * model.image_tokens,
+        read=rows * length * visual if model.cross_attention and images else 0,
     )
-    shapes = recipe.model, expects.vision, expects.language, load
+    shapes = model, expects.vision, expects.language, load
     return Work(
         rows=rows,
         tokens=load.tokens,

@@ -152,7 +152,7 @@ def test_less_sharding_or_hpz_is_advised_where_nodes_talk_slowly_and_not_within_
             ["align-900m", *H100, "--images-per-row", "99"],
             "--images-per-row 99: a row of stage 'align' holds",
         ),
-        (["align-900m", *H100, "--patches-per-image", "730"], "a picture has 1 to 729"),
+        (["align-900m", *H100, "--patches-per-image", "730"], "has 1 to 729"),
     ],
 )
 def test_wrong_input_is_refused_with_what_is_allowed(argv, said, capsys):
