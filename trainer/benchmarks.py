@@ -2,6 +2,7 @@
 
 OUT/TASK.json        scores, intervals, the blind baseline; `incomplete`, without scores, where one failed
 OUT/TASK.jsonl       a line a sample: id, prompt, raw answer, parsed answer, score, and the same blind
+OUT/TASK.examples.json  the best answers and the worst, with small pictures, for the report
 OUT/TASK.answers/    the answers as they came (evaluation/store.py): the same command goes on from them
 """
 
@@ -18,6 +19,7 @@ from trainer.evaluation.answering import Pair, answer, rank_texts, ranked_texts,
 from trainer.evaluation.asking import blind_partners, in_order
 from trainer.evaluation.layouts.read import read_task
 from trainer.evaluation.outcome import outcome
+from trainer.evaluation.shown import extremes
 from trainer.evaluation.store import Record, opened
 from trainer.evaluation.suite import Subject
 from trainer.evaluation.task import Task, check_files, parts, paths_of
@@ -139,7 +141,8 @@ def _result(
     }
     if missing:
         result |= {"scores": None, "missing_n": len(missing), "missing": missing[:MISSING_SHOWN]}
-        (out / f"{task.name}.jsonl").unlink(missing_ok=True)
+        for kind in ("jsonl", "examples.json"):
+            (out / f"{task.name}.{kind}").unlink(missing_ok=True)
     else:
         records = [dict(kept[p.question.id]) for p in pairs]
         if task.ranked:
@@ -148,6 +151,8 @@ def _result(
         result |= {"text_to_image": list(owners)} if owners else {}
         with commit(out / f"{task.name}.jsonl") as f:
             f.writelines(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records)
+        if not task.ranked:
+            write_json(out / f"{task.name}.examples.json", extremes(records, [p.question for p in pairs]))
     write_json(out / f"{task.name}.json", result)
     return result
 

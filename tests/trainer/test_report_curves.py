@@ -1,5 +1,6 @@
 """The report's curves of benchmarks, from results as evaluation and watching write them."""
 
+import base64
 import json
 import re
 import shutil
@@ -11,12 +12,15 @@ import pytest
 from data_pipeline.manifest import write_json
 from trainer.evaluation.config import Suite
 from trainer.evaluation.outcome import outcome
+from trainer.evaluation.question import Question
+from trainer.evaluation.shown import extremes
 from trainer.evaluation.suite_results import note_regressions
 from trainer.evaluation.task import load_task
 from trainer.observe.charts import Interval, interval_chart
-from written_run import HOSTILE, make_run, rendered
+from written_run import HOSTILE, make_run, picture, rendered
 
 N = 40
+PICTURE = base64.b64decode(picture(1).partition(",")[2])
 
 
 def evaluated(run: Path, step: int, right: int, *, limit: int = N, name: str = "scenes") -> dict:
@@ -50,8 +54,12 @@ def evaluated(run: Path, step: int, right: int, *, limit: int = N, name: str = "
     }
     directory = run / "instruct" / "eval" / f"step_{step:06d}"
     directory.mkdir(parents=True, exist_ok=True)
+    for r in records:
+        r.setdefault("answer", r["raw"])
     (directory / "scenes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     write_json(directory / "scenes.json", result)
+    questions = [Question(id=r["id"], images=(PICTURE,)) for r in records]
+    write_json(directory / "scenes.examples.json", extremes(records, questions))
     return result
 
 
@@ -115,6 +123,48 @@ def test_the_latest_score_of_a_task_stands_at_the_top_with_its_interval_and_the_
         '<span class="label">scenes</span><b>0.75</b><span class="note">'
         f"folded [{low:.4g}, {high:.4g}], blind 0.25; 40 of 1,146 samples; instruct, step 200</span>"
     ) in cards
+
+
+def test_the_best_and_the_worst_answers_of_the_last_checkpoint_stand_there_with_their_pictures(tmp_path):
+    run = make_run(tmp_path / "run")
+    evaluated(run, 100, 10)
+    evaluated(run, 200, 30)
+    found = section(run)
+    best, worst = found[found.index("Best answers") :].split("Worst answers")
+    # Of forty thirty are right, and blind every fourth: first those for which the picture mattered most.
+    assert re.findall(r'alt="held-out image (\d+)"', best) == ["1", "2", "3", "5", "6", "7"]
+    assert re.findall(r'alt="held-out image (\d+)"', worst) == ["36", "32", "39", "38", "37", "35"]
+    assert "score 1, blind 0" in best
+    assert "score 0, blind 1" in worst
+    assert found.count('<img src="data:image/png;base64,') == 12
+
+
+def test_what_changed_since_the_checkpoint_before_is_shown_sample_by_sample(tmp_path):
+    run = make_run(tmp_path / "run")
+    evaluated(run, 100, 20)
+    assert "From step" not in section(run)
+    evaluated(run, 200, 17)
+    evaluated(run, 300, 19)
+    found = section(run)
+    assert "From step 200 to 300: 2 samples better, 0 worse, of 40" in found
+    row = "<tr><td>?</td><td>yes</td><td>no</td><td>yes</td>" + '<td class="num">+1</td></tr>'
+    assert found.count(row) == 2
+    (run / "instruct/eval/step_000300/scenes.jsonl").unlink()
+    assert "From step" not in section(run)
+
+
+def test_hostile_examples_make_a_page_without_them(tmp_path):
+    run = make_run(tmp_path / "run")
+    evaluated(run, 100, 20)
+    shown = {"id": HOSTILE, "prompt": HOSTILE, "answer": None, "score": "x", "image": "http://x/a.png"}
+    directory = run / "instruct/eval/step_000100"
+    write_json(directory / "scenes.examples.json", {"best": [shown, 3], "worst": {"a": 1}})
+    found = section(run)
+    assert "<script" not in found
+    assert "http://x" not in found
+    assert "Worst answers" not in found
+    (directory / "scenes.examples.json").write_text("[")
+    assert "Best answers" not in section(run)
 
 
 def test_a_regression_that_watching_noted_is_flagged_at_its_step(tmp_path):

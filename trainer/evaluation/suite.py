@@ -4,8 +4,6 @@ Blind: the same checkpoint, each picture replaced by another sample's. What is l
 from language alone, and only the difference was seen.
 """
 
-import base64
-import io
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from PIL import Image
 
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import ImageSpec
@@ -21,7 +18,7 @@ from data_pipeline.sample import Sample
 from data_pipeline.stream.budget import Budget
 from data_pipeline.stream.chat import Rendered, Unusable, prompt, render
 from data_pipeline.stream.collate import Document, Piece, collate
-from data_pipeline.stream.decode import FORMATS, DecodeError, Picture, decode
+from data_pipeline.stream.decode import DecodeError, Picture, decode
 from data_pipeline.stream.fit import fit
 from data_pipeline.stream.source import Source
 from data_pipeline.stream.tokens import Tokenizer
@@ -30,13 +27,12 @@ from trainer.evaluation.config import Evaluation
 from trainer.evaluation.generate import Prompt, generate
 from trainer.evaluation.lockstep import Lockstep
 from trainer.evaluation.sampling import GREEDY, Decoding, until_stop
+from trainer.evaluation.shown import thumbnail
 from trainer.evaluation.vqa import vqa_accuracy
 from trainer.models.autoregressive import AutoregressiveVLM
 
 EXAMPLES = 12
 """Pictures a task shows in the report."""
-
-THUMBNAIL = 256
 
 
 @dataclass(frozen=True)
@@ -294,25 +290,13 @@ def _example(
     return {
         "task": task,
         "id": item.sample.id,
-        "image": _thumbnail(item.sample.image_bytes[item.tokens.images[0]] or b""),
+        "image": thumbnail(item.sample.image_bytes[item.tokens.images[0]] or b""),
         "prompt": asked,
         "answer": answer,
         "blind_answer": blind,
         "truth": truth,
         "correct": correct,
     }
-
-
-def _thumbnail(data: bytes) -> str:
-    """The picture, made small, as a data URI."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    lossless = max(small.size) <= 96
-    small.save(buffer, "PNG" if lossless else "JPEG", **({} if lossless else {"quality": 85}))
-    mime = "image/png" if lossless else "image/jpeg"
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def describe(results: Mapping[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """The report's section about benchmarks: each task's score against the step, by stage."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
 from trainer.observe.charts import Interval, interval_chart
 from trainer.observe.report_parts import mapping
+from trainer.observe.report_samples import Changed, best_and_worst, changed
 from trainer.observe.run_record import Benchmarked, StageRecord
 from trainer.observe.wording import MISSING, finite, number
 
@@ -20,7 +21,9 @@ class Curve:
     asked: str
     chart: Markup
     rows: list[tuple[int, str, str]]
-    worse: list[str] = field(default_factory=list)
+    worse: list[str]
+    changed: Changed | None
+    extremes: list[tuple[str, list[dict[str, Any]]]]
 
 
 def benchmark_curves(stages: list[StageRecord]) -> list[Curve]:
@@ -79,6 +82,8 @@ def _curve(stage: str, found: list[Benchmarked]) -> Curve:
         chart=interval_chart(own, blind, worse, label=f"{name} of {task} in stage {stage}, by step"),
         rows=[(b.step, _said(b.page, name, *_OWN), _said(b.page, name, *_BLIND)) for b in found],
         worse=[_regression(b) for b in found if b.worse],
+        changed=changed(*found[-2:]) if len(found) > 1 else None,
+        extremes=best_and_worst(found[-1]),
     )
 
 

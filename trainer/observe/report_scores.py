@@ -8,7 +8,7 @@ from markupsafe import Markup
 from trainer.observe.charts import Pair, bar_chart
 from trainer.observe.report_parts import fixed, last, mapping
 from trainer.observe.run_record import Evaluated, StageRecord
-from trainer.observe.wording import finite
+from trainer.observe.wording import finite, number
 
 IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+")
 """A picture held in the page itself: an address would make the page call out."""
@@ -67,16 +67,19 @@ def examples(evaluations: list[Evaluated]) -> dict[str, Any]:
     return {
         "stage": latest.stage,
         "step": latest.step,
-        "cards": [_example(e) for e in latest.examples[:MOST_EXAMPLES]],
+        "cards": [example_card(e) for e in latest.examples[:MOST_EXAMPLES]],
     }
 
 
-def _example(example: dict[str, Any]) -> dict[str, Any]:
+def example_card(example: dict[str, Any]) -> dict[str, Any]:
     image, truth = example.get("image"), example.get("truth")
+    kind = {"vqa": "question", "caption": "caption"}.get(str(example.get("task")), "example")
+    if "score" in example:
+        kind = f"score {number(example['score'])}, blind {number(example.get('blind_score'))}"
     truths = truth if isinstance(truth, list) else [truth]
     return {
         "image": image if isinstance(image, str) and IMAGE.fullmatch(image) else None,
-        "task": {"vqa": "question", "caption": "caption"}.get(str(example.get("task")), "example"),
+        "task": kind,
         "id": example.get("id", ""),
         "prompt": example.get("prompt", ""),
         "answer": str(example.get("answer") or "").strip() or "(nothing)",

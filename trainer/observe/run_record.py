@@ -31,11 +31,14 @@ class Evaluated:
 @dataclass(frozen=True, slots=True)
 class Benchmarked:
     """One task on one checkpoint: TASK.json. `worse`: how it is surely worse than at an earlier step, from
-    what `fovea watch` notes; None where it is not, or nobody watched."""
+    what `fovea watch` notes; None where it is not, or nobody watched. `examples`: its best and worst answers;
+    `samples`: the file with all of them."""
 
     step: int
     page: dict[str, Any]
     worse: dict[str, Any] | None = None
+    examples: dict[str, Any] = field(default_factory=dict)
+    samples: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,12 @@ def _benchmarks(stage: Path, faults: list[str]) -> list[Benchmarked]:
         for path in sorted(directory.glob("*.json")):
             page = {} if path.name in ("results.json", "examples.json") else _object(path, faults)
             if {"task", "metric", "status"} <= page.keys():
-                found.append(Benchmarked(int(number), page, worse.get(page["task"])))
+                examples = _object(path.with_suffix(".examples.json"), faults)
+                found.append(
+                    Benchmarked(
+                        int(number), page, worse.get(page["task"]), examples, path.with_suffix(".jsonl")
+                    )
+                )
     return sorted(found, key=lambda b: b.step)
 
 

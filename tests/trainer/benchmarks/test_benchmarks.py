@@ -35,6 +35,10 @@ def test_every_task_runs_to_a_score_with_an_interval_beside_its_blind_one(name, 
     assert primary in result["seen"]
     assert len(written(tmp_path, name)) == N
     assert json.loads((tmp_path / f"{name}.json").read_text())["scores"] == result["scores"]
+    if not load_task(name).ranked:
+        shown = json.loads((tmp_path / f"{name}.examples.json").read_text())
+        assert all(e["image"].startswith("data:image/") for e in shown["best"])
+        assert min(e["score"] for e in shown["best"]) >= max(e["score"] for e in shown["worst"])
 
 
 def with_batch(opened, batch):
@@ -134,11 +138,13 @@ def test_one_sample_that_cannot_be_answered_makes_the_result_incomplete(opened, 
     broken = root / "textvqa/train_images/val0002.jpg"
     held = broken.read_bytes()
     broken.write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "textvqa.examples.json").write_text("{}")  # of an earlier result
     result = run(opened, root, tmp_path, page("textvqa"))[0]
     assert result["status"] == "incomplete"
     assert result["scores"] is None
     assert "interval_95" not in result
     assert not (tmp_path / "textvqa.jsonl").exists()
+    assert not (tmp_path / "textvqa.examples.json").exists()
     assert {m["id"] for m in result["missing"]} >= {"4", "5"}
     assert "broken image" in result["missing"][0]["why"] or "not an image" in result["missing"][0]["why"]
     with pytest.raises(DataError, match="incomplete"):
