@@ -1,14 +1,14 @@
 """A stage that evaluates its checkpoints as it trains: two ranks that share a model under ZeRO-3."""
 
 import json
+import os
 import random
 import re
 import signal
-import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -26,7 +26,8 @@ from trainer.observe.sinks import JsonlSink
 from trainer.subject import open_subject
 from trainer.trained import evaluate_trained, open_trained
 from trainer.watch import Watch
-from training import leaving_nothing, train
+from training import leaving_nothing, ranks_of, train
+from waiting import wait_for
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
 SAID = ("raw", "blind_raw", "answer", "blind_answer", "score", "blind_score", "scores")
@@ -47,7 +48,7 @@ def words(run: Path, *more: str) -> tuple[str, ...]:
 
 
 def end(process):
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert "Traceback" not in output, output
     return process.returncode, output
 
@@ -95,13 +96,43 @@ def kept(run, step, task) -> list[dict]:
     return [json.loads(line) for f in files for line in f.read_text().splitlines()]
 
 
-def until(look, process, seconds=200):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := look():
-            return found
-        time.sleep(0.01)
-    raise AssertionError(process.communicate()[0])
+HELD = """
+import os
+if os.environ.get("RANK") == "1":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import time
+    from pathlib import Path
+    from trainer.evaluation.store import Store
+    append, room, batches = Store.append, Path(__file__).parent, []
+
+    def held(store, records):
+        append(store, records)
+        batches.append(records)
+        if len(batches) == 2:
+            (room / "answered").touch()
+            while not (room / "go").exists():
+                time.sleep(0.01)
+
+    Store.append = held
+"""
+"""Rank 1 waits once it has answered two batches, until there is a file `go`."""
+
+
+@contextmanager
+def held_in_evaluation(run: Path, *words: str):
+    """Training whose rank 1 stands in its first evaluation: the process, and that rank."""
+    room = run / "held"
+    room.mkdir()
+    (room / "sitecustomize.py").write_text(HELD)
+    path = os.pathsep.join(filter(None, (str(room), os.environ.get("PYTHONPATH"))))
+    with leaving_nothing(train(run, *words, env={"PYTHONPATH": path})) as process:
+
+        def answered() -> bool:
+            assert process.poll() is None, process.communicate(timeout=60)[0]
+            return (room / "answered").exists()
+
+        wait_for(answered)
+        yield process, ranks_of(process.pid)[1]
 
 
 @pytest.mark.slow
@@ -167,14 +198,14 @@ def test_a_request_to_stop_is_heard_and_the_next_start_goes_on_from_the_answers(
     (run_dir / "released/vqa_rad/VQA_RAD Image Folder/synpic0.jpg").write_bytes(b"no picture")
     (run_dir / "released/imagenet/val/n00000000/ILSVRC2012_val_00000000.JPEG").write_bytes(b"no picture")
     asked = words(run_dir, SUITE.replace("batch: 2", "batch: 1"), EVALUATE)
-    with leaving_nothing(train(run_dir, *asked)) as process:
-        until(lambda: len(kept(run_dir, 4, "vqa_rad")) >= 2, process)
-        process.send_signal(signal.SIGTERM)
+    with held_in_evaluation(run_dir, *asked) as (process, rank):
+        rank.send_signal(signal.SIGTERM)
+        (run_dir / "held" / "go").touch()
         code, output = end(process)
     assert code == 143, output
     assert "stopped after step 4 of 6, which is saved, asked by SIGTERM" in output
     before = kept(run_dir, 4, "vqa_rad")
-    assert 2 <= len(before) <= 11
+    assert 2 <= len(before) < 11
     assert not (run_dir / "align/eval/step_000004/imagenet.json").exists()
 
     output = trained_to_its_end(run_dir, *asked[4:])
@@ -197,12 +228,10 @@ def test_a_request_to_stop_is_heard_and_the_next_start_goes_on_from_the_answers(
 def test_a_rank_that_hangs_in_an_evaluation_is_named(run_dir):
     for name in ("vqa_rad", "imagenet"):
         release(name, run_dir / "released", 12)
-    limits = ("stages.align.watchdog.floor_s=3", "stages.align.watchdog.first_s=12")
+    limits = ("stages.align.watchdog.floor_s=15", "stages.align.watchdog.first_s=200")
     asked = words(run_dir, SUITE.replace("batch: 2", "batch: 1"), EVALUATE, *limits)
-    with leaving_nothing(train(run_dir, *asked)) as process:
-        until(lambda: len(kept(run_dir, 4, "vqa_rad")) >= 4, process)
-        ranks = [p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1"]
-        ranks[0].send_signal(signal.SIGSTOP)
+    with held_in_evaluation(run_dir, *asked) as (process, rank):
+        rank.suspend()
         code, output = end(process)
     assert code == 75, output
     assert re.search(r"fovea: rank 1 on \S+ stood still in evaluation.* of step 4 for .* stopped", output), (
