@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -16,6 +15,7 @@ from data_pipeline.build.verify import verify
 from data_pipeline.cli import main
 from data_pipeline.errors import ConfigError, DataError
 from data_pipeline.manifest import read_manifest
+from waiting import wait_for
 
 
 def recipe(**changes):
@@ -83,9 +83,18 @@ def test_a_directory_with_shards_of_unknown_origin_is_refused(tmp_path):
 
 
 CHILD = """
-import sys
+import sys, time
 from data_pipeline.build import run
+from data_pipeline.build.images.check import CheckImages
 from data_pipeline.build.recipe import load_build
+
+def waiting(self, data, rank=0, world_size=1, whole=CheckImages.run):
+    for n, doc in enumerate(whole(self, data, rank, world_size)):
+        if rank >= int(sys.argv[4]) and n == 50:
+            time.sleep(3600)  # to be killed here
+        yield doc
+
+CheckImages.run = waiting
 recipe, root = load_build(sys.argv[1])
 if __name__ == "__main__":
     run.build(recipe, sys.argv[2], root=root, workers=int(sys.argv[3]))
@@ -131,7 +140,7 @@ def test_a_worker_that_is_killed_ends_the_build_with_75_and_a_repeat_completes_i
         [sys.executable, str(tmp_path / "child.py"), str(page), str(out)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert child.returncode == 75, child.stderr
     assert "repeat the same command" in child.stdout
@@ -143,31 +152,28 @@ def test_no_worker_outlives_a_build_that_was_killed(tmp_path):
     (tmp_path / "child.py").write_text(CHILD)
     page, out = tmp_path / "r.yaml", tmp_path / "out"
     page.write_text(PAGE)
-    child = subprocess.Popen([sys.executable, str(tmp_path / "child.py"), str(page), str(out), "2"])
-    until = time.monotonic() + 60
-    while not list(out.glob("shards/*.tmp-*")) and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
+    child = subprocess.Popen([sys.executable, str(tmp_path / "child.py"), str(page), str(out), "2", "0"])
+    wait_for(lambda: list(out.glob("shards/*.tmp-*")))
     workers = psutil.Process(child.pid).children(recursive=True)
     child.kill()
     child.wait()
     assert workers
-    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert psutil.wait_procs(workers, timeout=300)[1] == []
 
 
 @pytest.mark.parametrize(
-    ("pattern", "workers"), [("shards/*.tmp-*", 1), ("manifest/00001.json", 1), ("manifest/*.json", 2)]
+    ("pattern", "task", "workers"),
+    [("shards/*.tmp-*", 0, 1), ("manifest/00001.json", 2, 1), ("manifest/*.json", 2, 2)],
 )
-def test_a_build_killed_in_the_middle_ends_in_the_same_dataset(tmp_path, pattern, workers):
+def test_a_build_killed_in_the_middle_ends_in_the_same_dataset(tmp_path, pattern, task, workers):
     (tmp_path / "child.py").write_text(CHILD)
     page, out = tmp_path / "r.yaml", tmp_path / "out"
     page.write_text(PAGE)
     child = subprocess.Popen(
-        [sys.executable, str(tmp_path / "child.py"), str(page), str(out), str(workers)],
+        [sys.executable, str(tmp_path / "child.py"), str(page), str(out), str(workers), str(task)],
         start_new_session=True,
     )
-    until = time.monotonic() + 120
-    while not list(out.glob(pattern)) and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.002)
+    wait_for(lambda: list(out.glob(pattern)))
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert not (out / "manifest.json").exists(), "killed too late to prove anything"
@@ -205,7 +211,7 @@ import data_pipeline.build.run
 heavy |= {"torch", "transformers", "deepspeed", "data_pipeline.stream"} & set(sys.modules)
 sys.exit(str(heavy) if heavy else 0)
 """
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

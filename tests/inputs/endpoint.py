@@ -1,5 +1,6 @@
 """An OpenAI-compatible endpoint on this machine that answers, waits or misbehaves as it is told."""
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,13 +33,11 @@ class Endpoint:
                     outer._times[body] = times = outer._times.get(body, 0) + 1
                     outer.running += 1
                     outer.most = max(outer.most, outer.running)
-                try:
-                    self._send(*reply(outer.seen[-1], times))
-                except OSError:
-                    pass
-                finally:
-                    with outer._lock:
-                        outer.running -= 1
+                answer = reply(json.loads(body), times)
+                with outer._lock:
+                    outer.running -= 1  # before the answer leaves: who gets it may ask again at once
+                with contextlib.suppress(OSError):
+                    self._send(*answer)
 
             def _send(self, status, headers, body):
                 self.send_response(status)
@@ -76,7 +75,7 @@ def said(text, finish="stop"):
 def reader(directory: Path, cache: Path, endpoint, **keys) -> SyntheticReader:
     page = {
         "name": "syn", "path": str(directory), "task": "caption", "endpoint": endpoint.url, "retries": 2,
-        "deadline_s": 20, "from_sources": ["caps"], **keys,
+        "deadline_s": 300, "from_sources": ["caps"], **keys,
     }  # fmt: skip
     return SyntheticReader(SyntheticSource.model_validate(page), directory, cache)
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def workers_of(child: subprocess.Popen) -> list[psutil.Process]:
 
 
 def wait_for(child: subprocess.Popen, happened: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not happened() and child.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
 
@@ -44,7 +45,7 @@ def test_kills_at_random_times_end_in_the_same_dataset(victim, inputs, tmp_path)
     longer = {"tasks": 6, "shard_samples": 30, "sources": [SCENES, PHOTOS]}
     words = command(inputs, out, "--workers", "2", **longer)
     killed = 0
-    for _ in range(4):
+    for _ in range(12):
         child = subprocess.Popen(
             words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -58,13 +59,17 @@ def test_kills_at_random_times_end_in_the_same_dataset(victim, inputs, tmp_path)
             for worker in rng.sample(workers, min(1, len(workers))):
                 worker.kill()
             killed += bool(workers)
-            assert child.wait(60) in (0, 75), "the build says that it is to be repeated"
+            assert child.wait(300) in (0, 75), "the build says that it is to be repeated"
         else:
             killed += child.poll() is None
             os.killpg(child.pid, signal.SIGKILL)
-            child.wait(60)
-        if (out / "manifest.json").exists():
+            child.wait(300)
+        finished = (out / "manifest.json").exists()
+        if killed == 4 or (finished and killed > 1):
             break
+        if finished:
+            shutil.rmtree(out)  # killed too late to prove anything
+            killed = 0
     assert killed > 1
     assert subprocess.run(words, capture_output=True, check=False).returncode == 0
     build(recipe(**longer), tmp_path / "whole", root=inputs)

@@ -33,7 +33,7 @@ def test_the_second_of_two_builds_is_refused_with_4_and_harms_nothing(inputs, tm
 def test_of_three_builds_started_at_once_those_that_run_make_one_dataset(inputs, whole, tmp_path):
     words = command(inputs, tmp_path / "out")
     racing = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [p.communicate(timeout=120)[1] for p in racing]
+    said = [p.communicate(timeout=600)[1] for p in racing]
     codes = [p.returncode for p in racing]
     assert 0 in codes
     assert all(c == 0 or (c == 4 and "another build" in s) for c, s in zip(codes, said, strict=True)), said
@@ -83,6 +83,6 @@ def test_the_same_task_run_twice_at_once_leaves_one_record_and_the_same_bytes(in
     for process in both:
         process.start()
     for process in both:
-        process.join(60)
+        process.join(600)
     assert [p.exitcode for p in both] == [0, 0]
     assert content(tmp_path / "two") == content(tmp_path / "one")

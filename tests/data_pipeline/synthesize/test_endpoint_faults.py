@@ -1,7 +1,9 @@
 """An endpoint that is busy, wrong or hostile: each misbehaviour has its counted reason, and no key leaks."""
 
+import itertools
 import socket
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -15,7 +17,11 @@ from endpoint import CANARY, items, reader, said
 def test_requests_in_flight_are_bounded(dataset, serve):
     directory, _ = dataset
 
+    first, meeting = itertools.count(), threading.Barrier(3)
+
     def slow(request, times):
+        if next(first) < 3:
+            meeting.wait(300)  # three of them are under way at one time
         time.sleep(0.02)
         return said("A square.")
 
@@ -48,7 +54,7 @@ def test_retry_after_is_waited_for(dataset, serve):
 
 
 def hang(request, times):
-    time.sleep(1.0)
+    time.sleep(20)
     return said("late")
 
 
@@ -74,7 +80,7 @@ def test_every_misbehaviour_has_its_counted_reason(dataset, serve, case):
     directory, _ = dataset
     endpoint = serve(reply)
     keys = {"failures": "drop", "retries": 1, "concurrency": 17}
-    deadline = 0.3 if case == "hang" else 20
+    deadline = 2 if case == "hang" else 300
     r = reader(directory, directory / "c.sqlite", endpoint, deadline_s=deadline, **keys)
     found = items(r)
     assert [i.fault.reason for i in found] == [reason] * 17
