@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,20 +27,20 @@ from trainer.watch import Due, Watch
 from waiting import wait_for
 
 READER = """
-import sys, time
+import sys
 from pathlib import Path
 from trainer.engine.pins import pinning
 with pinning() as pins:
     pins.hold([Path(name) for name in sys.argv[1:]])
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # until it is killed, or nobody is there who could
 """
 
 
 def reader(*checkpoints: Path) -> subprocess.Popen[str]:
     """Another process that keeps these."""
     argv = [sys.executable, "-c", READER, *map(str, checkpoints)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
 
@@ -147,6 +146,9 @@ def test_what_a_watcher_evaluates_and_what_is_next_stays_until_the_watcher_is_ki
     shutil.rmtree(stage_dir / "eval", ignore_errors=True)
     checkpoints = checkpoint.checkpoints_dir(stage_dir)
     last = checkpoints / "step_000012"
+    tokenizer = run / "backbones" / "tokenizer" / "tokenizer.json"
+    tokenizer.unlink()
+    os.mkfifo(tokenizer)  # an evaluation comes to it once it holds its pin, and waits
     for step in range(1, 5):
         shutil.copytree(last, checkpoints / f"step_{step:06d}")
     for old in checkpoints.glob("step_*"):
@@ -159,7 +161,6 @@ def test_what_a_watcher_evaluates_and_what_is_next_stays_until_the_watcher_is_ki
     try:
         wait_for(lambda: len(list(pins_dir(stage_dir).glob("*.json"))) == 4)  # three, and `fovea eval`'s own
         (evaluating,) = watcher.children()
-        evaluating.send_signal(signal.SIGSTOP)  # a slow one
         assert pinned(stage_dir) == {"step_000001", "step_000002", "step_000003"}
         assert retained(checkpoints) == [1, 2, 3, 12]
         watcher.kill()
