@@ -87,7 +87,7 @@ def die_everywhere(deed: str, inputs: Path, work: Path, prelude: str = "") -> di
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("deed", "points"), [("build", 180), ("withdraw", 5), ("exclude", 5), ("export", 6), ("copy", 20)]
 )

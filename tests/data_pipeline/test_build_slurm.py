@@ -22,7 +22,7 @@ sources:
   - {name: photos, kind: captions, path: captions.json}
   - {name: pages, kind: html, path: web}
 """
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

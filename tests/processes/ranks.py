@@ -32,7 +32,7 @@ def on_ranks(
     function: Callable[..., Any],
     *arguments: Any,
     ranks: int = 2,
-    seconds: float = 120,
+    seconds: float = 600,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> list[Any]:
     """What `function(world, *arguments)` returns on each rank, in their order.

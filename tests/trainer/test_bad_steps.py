@@ -65,7 +65,7 @@ def test_a_skipped_step_changes_no_weight_and_is_written_down_with_its_samples(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_with_bad_steps_that_is_stopped_and_resumed_is_the_unbroken_one(
     prepared, run_dir, train, metrics, fovea
 ):
@@ -84,7 +84,7 @@ def test_a_run_with_bad_steps_that_is_stopped_and_resumed_is_the_unbroken_one(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_ladder_ends_with_code_5_names_the_incident_and_saves_nothing_amid_bad_steps(run_dir, train):
     done = train(
         "stages.align.guard.ladder=[skip, skip, stop]", "--faults", "nan:1@3,nan:1@4,nan:1@5", code=5
@@ -96,7 +96,7 @@ def test_the_ladder_ends_with_code_5_names_the_incident_and_saves_nothing_amid_b
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_window_of_data_is_passed_over_also_by_a_run_that_is_resumed_there(
     prepared, run_dir, train, metrics, trained, fovea
 ):
@@ -120,7 +120,7 @@ def test_a_window_of_data_is_passed_over_also_by_a_run_that_is_resumed_there(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_rewound_run_goes_on_from_the_checkpoint_with_the_data_past_the_bad_rows(
     run_dir, train, metrics, trained, fovea
 ):
@@ -152,7 +152,7 @@ def test_a_rewound_run_goes_on_from_the_checkpoint_with_the_data_past_the_bad_ro
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_an_incident_that_cannot_be_written_does_not_end_the_run(run_dir, train, metrics):
     (run_dir / "align").mkdir()
     (run_dir / "align" / "incidents").write_text("a file where the directory should be")

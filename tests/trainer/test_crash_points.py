@@ -119,7 +119,7 @@ def left_in(stage_dir: Path) -> list[str]:
 
 
 def check(room: Path, stride: int) -> int:
-    died, full = on_ranks(every, room, stride, ranks=1, seconds=200)[0]
+    died, full = on_ranks(every, room, stride, ranks=1)[0]
     for name, code, (step, whole, rejected), later, left in died:
         assert code == DIED
         assert rejected == []

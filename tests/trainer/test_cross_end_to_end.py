@@ -23,7 +23,7 @@ CROSSED = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_stages_train_and_the_export_reopens_to_the_last_bit(run_dir, fovea, metrics, tmp_path):
     for stage in STAGES:
         done = fovea("train", run_dir / "recipe.yaml", "--run", run_dir, *CROSSED, "--stage", stage)

@@ -189,7 +189,7 @@ def test_a_drive_that_cannot_be_used_is_refused(part, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_stage_trains_with_the_files_that_ship(run_dir, fovea, metrics):
     losses = {}
     for name in ("zero3-large", "zero3-offload", "zero3-bf16-states", "zero3-fp16"):
@@ -206,7 +206,7 @@ def test_a_stage_trains_with_the_files_that_ship(run_dir, fovea, metrics):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_hpz_trains_a_stage_that_was_loaded_in_parts_as_without_it(run_dir, fovea, metrics):
     file = run_dir / "mine.json"
     page = json.loads(Path("ds_configs/zero3-hpz.json").read_text())

@@ -136,7 +136,7 @@ def held_in_evaluation(run: Path, *words: str):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_evaluating_changes_nothing_and_answers_are_those_of_the_checkpoint(
     run_dir, unbroken, metrics, tmp_path
 ):
@@ -190,7 +190,7 @@ def test_evaluating_changes_nothing_and_answers_are_those_of_the_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_request_to_stop_is_heard_and_the_next_start_goes_on_from_the_answers(run_dir, unbroken, metrics):
     """With a picture that cannot be read: one rank has a batch of nothing then."""
     for name in ("vqa_rad", "imagenet"):
@@ -224,7 +224,7 @@ def test_a_request_to_stop_is_heard_and_the_next_start_goes_on_from_the_answers(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_rank_that_hangs_in_an_evaluation_is_named(run_dir):
     for name in ("vqa_rad", "imagenet"):
         release(name, run_dir / "released", 12)

@@ -58,7 +58,7 @@ def stacks(run_dir, step=STEP):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["stop", "gil"])
 def test_a_rank_that_hangs_ends_the_run_within_its_limit(run_dir, kind):
     with watched(run_dir, "--faults", f"{kind}:1@{STEP}", env={"FOVEA_TEST_RUN": str(run_dir)}) as process:
@@ -81,7 +81,7 @@ def test_a_rank_that_hangs_ends_the_run_within_its_limit(run_dir, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "how"), [("kill:0", "SIGKILL"), ("abort:1", "SIGABRT")])
 def test_a_rank_that_dies_is_named_with_its_place(run_dir, kind, how):
     rank = int(kind[-1])
@@ -102,7 +102,7 @@ def test_a_rank_that_dies_is_named_with_its_place(run_dir, kind, how):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_ranks_without_a_launcher_end_by_themselves_where_one_hangs_for_want_of_data(run_dir):
     """As under srun or torchrun: nobody sees them all. What prepares rank 1's data stands still."""
     words = ("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, *WATCHED)
@@ -136,7 +136,7 @@ def as_rank(number, port, run_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost_rank(run_dir):
     words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
     file = run_dir / "align" / "metrics.jsonl"
@@ -156,7 +156,7 @@ def test_a_data_worker_that_is_killed_is_named_with_its_memory_and_not_as_a_lost
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_rank_without_memory_says_what_it_held_and_what_it_was_at(run_dir):
     with watched(run_dir, "--faults", f"oom:1@{STEP}") as process:
         code, output = end(process)
@@ -182,7 +182,7 @@ def test_torch_s_own_word_for_want_of_memory_is_known_and_other_errors_stay_what
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_slow_rank_is_named_with_its_cause_and_the_run_goes_on(run_dir):
     words = ("stages.align.watchdog.straggler_steps=6", "--faults", "slow:1@1")
     with watched(run_dir, *words) as process:

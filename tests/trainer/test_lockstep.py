@@ -55,7 +55,7 @@ def together(world: World) -> tuple[Any, Any, list[Any], int]:
 
 
 def test_ranks_decode_until_none_has_an_answer_to_finish_and_take_equally_many_batches():
-    (_, first, idle, agreed), (alone, second, busy, agreed_too) = on_ranks(together, seconds=60)
+    (_, first, idle, agreed), (alone, second, busy, agreed_too) = on_ranks(together)
     assert first == []
     assert second == alone
     assert len(alone) == 8

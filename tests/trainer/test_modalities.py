@@ -33,13 +33,13 @@ def test_what_is_drawn_holds_every_modality_and_sets_them_against_one_another():
     assert draw_batch(3, 1, 0).patches.equal(draw_batch(3, 1, 0).patches)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_ranks_under_zero3_train_as_one_process():
-    agree(list(CASES), ranks=2, steps=10, seconds=400)
+    agree(list(CASES), ranks=2, steps=10, seconds=800)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("ranks", "name"), [*((2, name) for name in CASES), (4, "all trained"), (4, "frozen tower, LoRA")]
 )

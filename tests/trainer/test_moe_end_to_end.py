@@ -128,7 +128,7 @@ def test_two_ranks_and_two_micro_batches_train_experts_as_one_process_does(run_d
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_experts_resume_are_handed_on_and_leave_as_they_are(run_dir, fovea, metrics, tmp_path):
     done = fovea(*words(run_dir), "align")
     assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ def test_experts_resume_are_handed_on_and_leave_as_they_are(run_dir, fovea, metr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_dense_stage_is_upcycled_by_the_next_one_rank_by_rank(run_dir, fovea):
     dense = [word for word in words(run_dir) if word != MOE]
     for given, stage in ((dense, "align"), (words(run_dir), "instruct")):

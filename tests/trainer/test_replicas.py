@@ -61,9 +61,9 @@ def all_drift(world, directory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1800)
 def test_a_rank_that_drifted_apart_is_named_and_all_stop_before_the_update(tmp_path):
-    for found, unwatched in on_ranks(all_drift, str(tmp_path), ranks=3, seconds=240):
+    for found, unwatched in on_ranks(all_drift, str(tmp_path), ranks=3):
         assert unwatched is None  # nothing else sees it
         for case, (_, _, parts) in CASES.items():
             assert found[case] is not None, case

@@ -124,7 +124,7 @@ def test_a_run_whose_disk_is_full_stops_and_goes_on_from_the_checkpoint_before(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_run_goes_on_compiled_and_then_not_with_the_losses_of_the_run_that_never_was(
     run_dir, trained, fovea, metrics

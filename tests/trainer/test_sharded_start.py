@@ -186,7 +186,7 @@ def test_weights_and_a_step_equal_plain_loading_bit_by_bit(tmp_path, ranks):
     """Full and adapted, over a tied and an untied language model, from backbones and from a stage before."""
     untied = write(tmp_path / "untied", MistralConfig(**LANGUAGE))
     tied = write(tmp_path / "tied", LlamaConfig(**LANGUAGE, tie_word_embeddings=True))
-    done = on_ranks(every_start, untied, tied, tmp_path / "out", ranks=ranks, seconds=300)
+    done = on_ranks(every_start, untied, tied, tmp_path / "out", ranks=ranks)
     assert all(d == done[0] for d in done)
     assert len({loss for _, loss in done[0]}) == 5
 
@@ -254,7 +254,7 @@ def test_no_rank_holds_more_than_its_part_and_the_largest_tensor(tmp_path, ranks
         whole = 4 * sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     largest = 4 * WIDE["vocab_size"] * WIDE["hidden_size"]
     assert whole > 190e6
-    for in_parts, plainly in on_ranks(memory_of_loading, backbones, ranks=ranks, seconds=300):
+    for in_parts, plainly in on_ranks(memory_of_loading, backbones, ranks=ranks):
         # Twice the largest: where it is read, and where the ranks receive it.
         assert in_parts < whole / ranks + 2 * largest + 20e6, (in_parts / 1e6, whole / 1e6)
         assert plainly > 0.95 * whole, (plainly / 1e6, whole / 1e6)

@@ -69,7 +69,7 @@ def test_a_request_that_one_rank_alone_sees_is_saved_and_the_run_goes_on_as_if_u
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_after_five_requests_of_all_kinds_the_run_is_the_unbroken_one(run_dir, trained, metrics):
     for fault, code in (("usr1:0@2", 75), ("int:1@3", 130), ("term:0@4,usr1:1@4", 143)):
         with training(run_dir, "--faults", fault) as process:
@@ -103,7 +103,7 @@ def test_after_five_requests_of_all_kinds_the_run_is_the_unbroken_one(run_dir, t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_whole_process_group_with_its_data_workers_gets_a_signal_and_saves_once(run_dir, trained, metrics):
     with training(run_dir, "data.workers=1", "--faults", "stop:0@5") as process:
         main = held(process)
@@ -118,7 +118,7 @@ def test_a_whole_process_group_with_its_data_workers_gets_a_signal_and_saves_onc
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_request_before_the_first_step_ends_at_once_with_nothing_saved(run_dir):
     with training(run_dir) as process:
         ranks = until(lambda: found if len(found := ranks_of(process.pid)) == 2 else None, process)
@@ -137,7 +137,7 @@ def test_a_request_before_the_first_step_ends_at_once_with_nothing_saved(run_dir
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
     file = run_dir / "align" / "metrics.jsonl"
     words = ("data.workers=1", "stages.align.steps=100000", "stages.align.checkpoint_every=100000")
@@ -161,7 +161,7 @@ def test_a_request_while_data_does_not_come_saves_what_there_is(run_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_time_limit_is_met_with_everything_saved(run_dir, trained, metrics):
     timeline = (trained / "align" / "timeline.jsonl").read_text().splitlines()
     startup = metrics(trained / "align")[0]["time"] - json.loads(timeline[0])["began"]
@@ -177,7 +177,7 @@ def test_a_time_limit_is_met_with_everything_saved(run_dir, trained, metrics):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(trained, tmp_path):
     out = tmp_path / "results.json"
     evaluated = trained / "align" / "eval"
@@ -195,7 +195,7 @@ def test_an_evaluation_is_given_up_with_the_right_code_and_writes_nothing(traine
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_the_demo_hands_a_request_to_its_verb_and_ends_with_its_code(tmp_path):
     with leaving_nothing(start("demo", "--fast", "--out", tmp_path / "demo")) as process:
         verb = until(lambda: psutil.Process(process.pid).children(), process)[0]
@@ -223,7 +223,7 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(run_dir, fovea, tr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("sleeps_in", "last"), [(6, 4), (8, 4)])
 def test_an_owner_that_slept_and_lost_its_stage_stops_before_it_saves(run_dir, sleeps_in, last):
     # What it has begun is there when the next step begins: one that is still being written would be dropped.
@@ -242,7 +242,7 @@ def test_an_owner_that_slept_and_lost_its_stage_stops_before_it_saves(run_dir, s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_failure_that_comes_again_and_again_ends_the_chain(run_dir):
     for _ in range(3):
         with training(run_dir, "--faults", "kill:1@2") as process:

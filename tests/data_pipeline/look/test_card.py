@@ -95,7 +95,7 @@ def test_the_card_s_commands_read_the_dataset_as_they_stand(built):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=600,
         )
         for block, end in zip(blocks, ends, strict=True)
     ]

@@ -43,7 +43,7 @@ print(rows, (peak if mapped else status("VmHWM")) - base)
 def measured(folder, name):
     (folder / "small.jsonl").write_text("{}")
     command = [sys.executable, "-c", _READ, str(folder), name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return tuple(int(x) for x in done.stdout.split())
 
 

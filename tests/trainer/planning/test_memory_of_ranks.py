@@ -163,7 +163,7 @@ def planned(name: str, train: str, ranks: int) -> dict[str, int]:
 
 
 def check(ranks: int, cases: list[tuple[str, str]], out: Path) -> None:
-    for rank, found in enumerate(on_ranks(held, cases, out, ranks=ranks, seconds=250)):
+    for rank, found in enumerate(on_ranks(held, cases, out, ranks=ranks)):
         for (name, train), real in found.items():
             plan = planned(name, train, ranks)
             where = f"ZeRO {name}, {train} trained, rank {rank} of {ranks}: {real}, planned {plan}"
