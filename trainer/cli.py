@@ -190,7 +190,12 @@ def _parser() -> argparse.ArgumentParser:
         "a checkpoint behind an OpenAI-compatible endpoint, on this machine only",
         "fovea serve runs/demo/adapt --port 8000",
     )
-    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    p.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a stage or a checkpoint of a run, an exported directory, or one in Idefics2's layout",
+    )
     p.add_argument("--port", type=natural, default=8000, metavar="N", help="0: any free one (%(default)s)")
 
     add_observe_verbs(verbs)
