@@ -6,12 +6,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.manifest import read_manifest
+from waiting import wait_for
 
 RIG = Path(__file__).parents[3] / "shared" / "rig" / "slurm"
 RECIPE = """
@@ -98,9 +98,7 @@ def test_a_killed_command_finds_its_array_again_and_submits_no_second_one(cluste
     out = tmp_path / "out"
     command = _command(inputs, out, *_slurm("max_running=1"))
     first = subprocess.Popen(command, env=cluster, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (noted := list(out.glob("logs/*/slurm_job.json"))) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    noted = wait_for(lambda: list(out.glob("logs/*/slurm_job.json")))
     first.send_signal(signal.SIGKILL)
     first.wait()
     job = json.loads(noted[0].read_text())["job_id"]
@@ -128,11 +126,9 @@ def test_tasks_that_end_undone_are_named_with_the_end_of_their_log(cluster, inpu
     waiting = subprocess.Popen(
         _command(inputs, out, *_slurm("max_running=1")), env=cluster, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not (noted := list(out.glob("logs/*/slurm_job.json"))) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    noted = wait_for(lambda: list(out.glob("logs/*/slurm_job.json")))
     subprocess.run(["scancel", json.loads(noted[0].read_text())["job_id"]], env=cluster, check=True)
-    _, said = waiting.communicate(timeout=120)
+    _, said = waiting.communicate(timeout=600)
     assert waiting.returncode == 75
     assert "tasks undone" in said
     assert "repeat the same command" in said

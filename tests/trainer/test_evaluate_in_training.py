@@ -1,7 +1,6 @@
 """A stage that evaluates its checkpoints as it trains: two ranks that share a model under ZeRO-3."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -26,7 +25,7 @@ from trainer.observe.sinks import JsonlSink
 from trainer.subject import open_subject
 from trainer.trained import evaluate_trained, open_trained
 from trainer.watch import Watch
-from training import leaving_nothing, ranks_of, train
+from training import answering_until_held, leaving_nothing, ranks_of, train
 from waiting import wait_for
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
@@ -96,36 +95,11 @@ def kept(run, step, task) -> list[dict]:
     return [json.loads(line) for f in files for line in f.read_text().splitlines()]
 
 
-HELD = """
-import os
-if os.environ.get("RANK") == "1":
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import time
-    from pathlib import Path
-    from trainer.evaluation.store import Store
-    append, room, batches = Store.append, Path(__file__).parent, []
-
-    def held(store, records):
-        append(store, records)
-        batches.append(records)
-        if len(batches) == 2:
-            (room / "answered").touch()
-            while not (room / "go").exists():
-                time.sleep(0.01)
-
-    Store.append = held
-"""
-"""Rank 1 waits once it has answered two batches, until there is a file `go`."""
-
-
 @contextmanager
 def held_in_evaluation(run: Path, *words: str):
     """Training whose rank 1 stands in its first evaluation: the process, and that rank."""
     room = run / "held"
-    room.mkdir()
-    (room / "sitecustomize.py").write_text(HELD)
-    path = os.pathsep.join(filter(None, (str(room), os.environ.get("PYTHONPATH"))))
-    with leaving_nothing(train(run, *words, env={"PYTHONPATH": path})) as process:
+    with leaving_nothing(train(run, *words, env=answering_until_held(room))) as process:
 
         def answered() -> bool:
             assert process.poll() is None, process.communicate(timeout=60)[0]

@@ -122,13 +122,13 @@ def test_checkpoints_that_come_while_it_watches_and_killed_evaluations(run):
     wait_for(lambda: not (run / "align/eval/step_000012/heldout.failed.json").exists())
 
     second = watching(run, "--once")
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=600)
     assert second.returncode == 2
     assert "another process watches" in said
     assert watcher.poll() is None  # the last stage is to come
 
     (run / "late").rename(late)
-    watcher.communicate(timeout=120)
+    watcher.communicate(timeout=600)
     assert watcher.returncode == 0
     assert sorted(results(run)) == [
         "align/eval/step_000012/results.json",
@@ -141,7 +141,7 @@ def test_a_watcher_that_is_stopped_leaves_no_process_and_the_next_goes_on(run, f
     watcher = watching(run)
     child = wait_for(lambda: psutil.Process(watcher.pid).children())[0]
     watcher.send_signal(signal.SIGTERM)
-    _, said = watcher.communicate(timeout=60)
+    _, said = watcher.communicate(timeout=600)
     assert watcher.returncode == 143, said
     assert not child.is_running()
     assert not results(run)
