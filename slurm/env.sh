@@ -34,8 +34,12 @@ INSIDE=()
 case $CONTAINER in
   '') ;;
   *.sif) INSIDE=(apptainer exec --nv --bind "$PWD,$FOVEA_HOME,$SCRATCH" --pwd "$PWD" "$CONTAINER") ;;
-  *) LAUNCH+=(--container-image="$CONTAINER" --container-workdir="$PWD"
-    --container-mounts="$PWD:$PWD,$FOVEA_HOME:$FOVEA_HOME,$SCRATCH:$SCRATCH") ;;
+  *)
+    # Of a path pyxis wants the whole: what begins with no / it takes for an image's name.
+    [[ $CONTAINER != *.sqsh ]] || CONTAINER=$(realpath -m "$CONTAINER")
+    LAUNCH+=(--container-image="$CONTAINER" --container-workdir="$PWD"
+    --container-mounts="$PWD:$PWD,$FOVEA_HOME:$FOVEA_HOME,$SCRATCH:$SCRATCH")
+    ;;
 esac
 
 # `fovea ...` once, on the first node of the job.

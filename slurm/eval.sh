@@ -7,7 +7,13 @@ set -uo pipefail
 # shellcheck source=slurm/env.sh
 source "${FOVEA_SLURM:-slurm}/env.sh"
 
-read -ra suites <<<"${SUITE:-heldout}"
+SUITE=${SUITE:-heldout}
+if [[ -n ${LIST:-} ]]; then # a task of the array of `fovea watch --submit`: one checkpoint of its list
+  fovea_once watch "$RUN" --suite "$SUITE" --task "$LIST" --nproc "$RANKS_PER_NODE"
+  exit
+fi
+
+read -ra suites <<<"$SUITE"
 for suite in "${suites[@]}"; do
   if [[ $suite == heldout ]]; then
     fovea_once eval "$RUN/$STAGE" || exit

@@ -13,6 +13,12 @@ read -ra options <<<"${TRAIN_OPTIONS:-}"
 fovea_ranks train "$RECIPE" --stage "$STAGE" --run "$RUN" "${options[@]}" "$@"
 code=$?
 
+# srun gives the highest code of all ranks. Where that says a rank was lost (75) or killed, what the attempt has left
+# on record decides: 75, which counts towards 93, or the error that the others followed from.
+if ((code == 75 || code > 128 && code != 130 && code != 143)); then # those two: somebody asked for it
+  fovea_once gate "$RECIPE" --run "$RUN" --after "$STAGE" "$@"
+  code=$?
+fi
 if ((code == 75)); then # stopped near the time limit with everything saved, or lost a rank: the same job goes on
   echo "train.sh: code 75, job $SLURM_JOB_ID is queued again"
   scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script

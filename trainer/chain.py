@@ -47,8 +47,7 @@ class Settings:
 
     def job_name(self, job: Job) -> str:
         """The same for every command about this run directory, so that a job is found again."""
-        run = hashlib.sha256(str(self.run.resolve()).encode()).hexdigest()[:8]
-        return f"fovea-{job.name.replace(' ', '-')}-{run}"
+        return f"fovea-{job.name.replace(' ', '-')}-{mark_of(self.run)}"
 
     def variables(self, job: Job) -> dict[str, str]:
         page = Path(self.recipe)
@@ -69,6 +68,11 @@ class Settings:
             words += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
         overrides = self.overrides if job.kind != "curate" else ()
         return [*words, str(self.scripts / job.script), *overrides]
+
+
+def mark_of(run: Path) -> str:
+    """What the names of all jobs about this run directory end in."""
+    return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]
 
 
 def jobs_of(recipe: Recipe, settings: Settings) -> list[Job]:

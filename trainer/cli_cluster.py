@@ -54,6 +54,11 @@ def add_cluster_verbs(verbs: Verbs) -> None:
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--stage", metavar="NAME", help="it is finished, and its evaluation reached its gate")
     which.add_argument("--before", metavar="NAME", help="all that it needs to begin is there")
+    which.add_argument(
+        "--after",
+        metavar="NAME",
+        help="in a job whose ranks were killed: how its attempt ended; code 75 where the job may try again",
+    )
     p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks of --before (%(default)s)")
     p.add_argument("overrides", nargs="*", metavar="key=value")
 
@@ -136,11 +141,15 @@ def _gate(args: argparse.Namespace) -> int:
     from trainer.quiet import quiet_libraries
 
     recipe = load_recipe(args.recipe, args.overrides)
-    stage = recipe.stage(args.stage or args.before)
+    stage = recipe.stage(args.stage or args.before or args.after)
     quiet_libraries()
     from trainer.run import finished_checkpoint
-    from trainer.standing import refuse_below_gate, refuse_unready
+    from trainer.standing import code_of_lost_job, refuse_below_gate, refuse_unready
 
+    if args.after:
+        code = code_of_lost_job(args.run / stage.name)
+        print(f"{stage.name}: the attempt of this job ended with code {code}", flush=True)
+        return code
     if args.before:
         refuse_unready(recipe, stage, args.run, args.nproc)
         print(f"{stage.name}: may begin, from {stage.init_from}")

@@ -1,6 +1,7 @@
 """`fovea eval` and `fovea compare`: a checkpoint on held-out samples or on benchmarks, and two results."""
 
 import argparse
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,8 @@ def add_eval_verbs(verbs: Verbs) -> None:
         "watch",
         _watch,
         "evaluate every new checkpoint of a run once, beside its training",
-        "fovea watch runs/demo\n  fovea watch runs/demo --suite quick --once",
+        "fovea watch runs/demo\n  fovea watch runs/demo --suite quick --once\n"
+        "  fovea watch runs/demo --suite quick --submit",
     )
     p.add_argument("run", type=Path, metavar="RUN")
     p.add_argument(
@@ -80,6 +82,11 @@ def add_eval_verbs(verbs: Verbs) -> None:
         "--poll", type=positive, default=30, metavar="S", help="seconds between looks (%(default)s)"
     )
     p.add_argument("--nproc", type=positive, default=1, metavar="N", help="ranks (%(default)s)")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--submit", action="store_true", help="by Slurm: an array with a task for each checkpoint"
+    )
+    how.add_argument("--task", type=Path, metavar="LIST", help="be the task of such an array")
     p.add_argument(
         "--pin",
         type=natural,
@@ -208,18 +215,21 @@ def _task_rank(args: argparse.Namespace, tasks: "list[Task]") -> int:
 
 def _watch(args: argparse.Namespace) -> int:
     from trainer.watch import Watch, watch
+    from trainer.watch_jobs import run_task, watch_by_jobs
 
-    given_up = watch(
-        Watch.open(args.run, args.suite, args.nproc, args.pin),
-        once=args.once,
-        poll_s=args.poll,
-        say=lambda text: print(text, flush=True),
-    )
-    if given_up:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    watched = Watch.open(args.run, args.suite, args.nproc, args.pin)
+    if args.task:
+        return run_task(watched, args.task, os.environ.get("SLURM_ARRAY_TASK_ID"), say)
+    by = watch_by_jobs if args.submit else watch
+    if given_up := by(watched, once=args.once, poll_s=args.poll, say=say):
+        lists = f", and {args.run}/jobs/watch-{args.suite}-*.json" if args.submit else ""
         raise DataError(
             "without results:\n"
             + "\n".join(f"  {d.results / args.suite}.log" for d in given_up)
-            + f"\n  Mend the cause, delete {args.suite}.failed.json beside it, and repeat the command."
+            + f"\n  Mend the cause, delete {args.suite}.failed.json beside it{lists}, and repeat the command."
         )
     return 0
 

@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data_pipeline.errors import ConfigError, PreflightError
+from data_pipeline.errors import ConfigError, PreflightError, TransientError
 from data_pipeline.manifest import sha256_file, write_json
 from data_pipeline.stream.tokens import Tokenizer
 from trainer.config import Recipe, Stage
@@ -16,6 +14,7 @@ from trainer.engine.attempts import Attempt, attempts_dir, refuse_held
 from trainer.engine.requests import refuse_stop_file
 from trainer.evaluation.thresholds import scores_of, unmet
 from trainer.run import ORIGIN, changes, fingerprints_of, finished_checkpoint
+from trainer.scheduler import is_known
 from trainer.stage_stream import open_datasets
 
 KILLED = 137
@@ -99,14 +98,34 @@ def note_gone(stage_dir: Path) -> None:
     """Where the owner is another job of ours that Slurm no longer knows, note that it was killed: its stage
     is free at once, and not only when its heartbeat has been missed for long."""
     attempt = owner(stage_dir)
-    if attempt is None or attempt.job in ("", os.environ.get("SLURM_JOB_ID")) or not shutil.which("squeue"):
+    if attempt is None or attempt.job in ("", os.environ.get("SLURM_JOB_ID")):
         return
     record = max(attempts_dir(stage_dir).glob("[0-9]*.json"))
-    asked = ["squeue", "--noheader", f"--jobs={attempt.job}", "--format=%A"]
-    found = subprocess.run(asked, capture_output=True, text=True, check=False)
-    gone = not found.stdout.strip() if found.returncode == 0 else "Invalid job id" in found.stderr
-    if gone and record.stat().st_uid == os.getuid():
+    if record.stat().st_uid == os.getuid() and is_known(attempt.job) is False:
         write_json(record, asdict(replace(attempt, ended=KILLED)))
+
+
+def code_of_lost_job(stage_dir: Path) -> int:
+    """The exit code for a job that lost a rank, by the attempt that it made; its ranks are gone by now.
+
+    That is what the main rank said. Raises TransientError where it was killed, which is noted, and
+    PreflightError where this run of the job came to no attempt: nobody would count how often it begins.
+    """
+    newest = max(attempts_dir(stage_dir).glob("[0-9]*.json"), default=None)
+    attempt, me = Attempt.read(newest) if newest else None, Attempt.here(recipe="")
+    if newest is None or attempt is None or (attempt.job, attempt.requeued) != (me.job, me.requeued):
+        raise PreflightError(
+            f"the ranks ended before they had begun with {stage_dir}: what ended them stands above.\n"
+            "  Mend it, and submit the job again."
+        )
+    if attempt.ended is None:
+        write_json(newest, asdict(replace(attempt, ended=KILLED)))
+    if attempt.ended in (None, KILLED):
+        raise TransientError(
+            f"the main rank of {stage_dir} was killed.\n"
+            "  The same job goes on from the newest verified checkpoint."
+        )
+    return attempt.ended
 
 
 def refuse_below_gate(stage: Stage, run_dir: Path, found: checkpoint.Checkpoint) -> dict[str, float]:

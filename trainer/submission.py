@@ -1,37 +1,14 @@
 """From the graph of a chain to jobs: what is done, waits or runs is not submitted again."""
 
-import getpass
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data_pipeline.errors import PreflightError, TransientError
 from trainer.chain import Job, Settings, jobs_of
 from trainer.config import Recipe
 from trainer.engine.attempts import Attempt, refuse_held
 from trainer.engine.checkpoint import Checkpoint
+from trainer.scheduler import Queue, submitted
 from trainer.standing import finished, is_evaluated, owner, refuse_below_gate, refuse_without_sources
-
-
-class Queue:
-    """The user's jobs that wait or run: name -> number."""
-
-    def __init__(self) -> None:
-        if missing := [c for c in ("sbatch", "squeue") if shutil.which(c) is None]:
-            raise PreflightError(
-                f"a chain of jobs needs {' and '.join(missing)}, not on this machine's PATH.\n"
-                "  Run it on a login node; --dry-run shows what it would submit."
-            )
-        asked = ["squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%A %j"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if found.returncode:
-            raise TransientError(f"squeue does not answer: {found.stderr.strip()}\n  Repeat the command.")
-        numbers = (line.split(maxsplit=1) for line in found.stdout.splitlines())
-        self.by_name = {name.strip(): number for number, name in numbers}
-
-    def has(self, number: str) -> bool:
-        return number in self.by_name.values()
 
 
 def advance(recipe: Recipe, settings: Settings, queue: Queue, env: Mapping[str, str]) -> Iterator[str]:
@@ -92,16 +69,4 @@ def _held(job: Job, run: Path, queue: Queue) -> str | None:
 def submit(job: Job, settings: Settings, after: Sequence[str], env: Mapping[str, str]) -> str:
     """The number of the new job. Raises PreflightError with what sbatch says where it refuses."""
     (settings.run / "jobs").mkdir(parents=True, exist_ok=True)
-    found = subprocess.run(
-        settings.words(job, after),
-        env={**env, **settings.variables(job)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if found.returncode:
-        raise PreflightError(
-            f"sbatch refused {job.name}: {found.stderr.strip()}\n"
-            "  Mend slurm/env.sh, and repeat the command: what is submitted already stays."
-        )
-    return found.stdout.strip().partition(";")[0]
+    return submitted(settings.words(job, after), {**env, **settings.variables(job)}, job.name)

@@ -132,14 +132,14 @@ def watch(watched: Watch, *, once: bool, poll_s: float, say: Say) -> list[Due]:
     Raises ConfigError where another process watches the same run with the same suite.
     """
     tried: set[Due] = set()
-    with _only_one(watched), abandoning(f"watching {watched.run_dir}"), pinning() as pins:
+    with only_one(watched), abandoning(f"watching {watched.run_dir}"), pinning() as pins:
         while True:
             due = watched.due()
             fresh, again = ([d for d in due if (d in tried) == was] for was in (False, True))
             pins.hold(watched.next_of([*fresh, *again]))
             if fresh:
                 tried.add(fresh[0])
-                _evaluate(watched, fresh[0], say)
+                evaluate(watched, fresh[0], say)
             elif not due and (once or watched.is_over()):
                 return watched.given_up()
             else:
@@ -147,8 +147,8 @@ def watch(watched: Watch, *, once: bool, poll_s: float, say: Say) -> list[Due]:
                 tried.clear()
 
 
-def _evaluate(watched: Watch, due: Due, say: Say) -> None:
-    """Evaluate one checkpoint, and say what came of it."""
+def evaluate(watched: Watch, due: Due, say: Say) -> int:
+    """Evaluate one checkpoint, and say what came of it. Returns its exit code."""
     code = watched.evaluate(due)
     name, log = f"{due.stage}/{due.results.name}", said(due.results / f"{watched.name}.log")
     last = log[-1] if log else "it said nothing"
@@ -158,12 +158,17 @@ def _evaluate(watched: Watch, due: Due, say: Say) -> None:
             low, high = r["interval_95"]
             change = f"{r['value']} {r['difference']:+.4g} [{low:+.4g}, {high:+.4g}]"
             say(f"  worse: {r['task']} {change} against {r['from']}")
+        # Those of an array end in any order: a later one may have missed this one when it looked.
+        for later in watched.checkpoints():
+            if later.stage == due.stage and later.step > due.step and watched.is_done(later):
+                note_regressions(later.results, watched.name, watched.suite)
     elif not due.checkpoint.exists():
         say(f"{name} was deleted before it was evaluated: raise --pin, or the stage's keep_checkpoints")
     elif watched.is_given_up(due):
         say(f"{name} is given up, code {code}: {last}")
     else:
         say(f"{name} failed with code {code} and is tried again: {last}")
+    return code
 
 
 def _committed(stage_dir: Path) -> list[Due]:
@@ -178,7 +183,8 @@ def _committed(stage_dir: Path) -> list[Due]:
 
 
 @contextmanager
-def _only_one(watched: Watch) -> Iterator[None]:
+def only_one(watched: Watch) -> Iterator[None]:
+    """Raises ConfigError where another process watches this run with this suite."""
     file = watched.run_dir / f".watch.{watched.name}.lock"
     held = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
     try:

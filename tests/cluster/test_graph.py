@@ -3,15 +3,18 @@
 import json
 import shutil
 import subprocess
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
-from data_pipeline.errors import ConfigError, PreflightError
+from data_pipeline.errors import ConfigError, PreflightError, TransientError
+from data_pipeline.manifest import write_json
 from trainer.chain import SCRIPTS, Settings, jobs_of, script_of
 from trainer.cli import main
 from trainer.config import load_recipe
-from trainer.standing import digest_of, is_evaluated, refuse_below_gate
+from trainer.engine.attempts import Attempt
+from trainer.standing import code_of_lost_job, digest_of, is_evaluated, refuse_below_gate
 
 
 def graph(recipe, settings):
@@ -165,5 +168,46 @@ def test_one_variable_puts_every_fovea_into_a_container_and_srun_outside_of_it()
     assert inside[-4:] == ["images/fovea.sif", "fovea", "train", "mine"]
     assert str(SCRIPTS.parent) in inside[inside.index("--bind") + 1].split(",")
     pyxis = launched("images/fovea.sqsh")
-    assert "--container-image=images/fovea.sqsh" in pyxis
+    home = SCRIPTS.parent
+    assert f"--container-image={home}/images/fovea.sqsh" in pyxis
+    assert f"--container-workdir={home}" in pyxis
+    (mounts,) = (w.partition("=")[2].split(",") for w in pyxis if w.startswith("--container-mounts="))
+    assert f"{home}:{home}" in mounts
+    assert "--container-image=registry#fovea:1" in launched("registry#fovea:1")
     assert pyxis[-3:] == ["fovea", "train", "mine"]
+
+
+@pytest.fixture
+def attempted(tmp_path, monkeypatch):
+    """Note an attempt of the second run of job 4712 that ended so; gives what the job is told."""
+
+    def note(ended, *, job="4712", restart=1):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        write_json(tmp_path / "attempts" / "000003.json", asdict(replace(Attempt.here("r"), ended=ended)))
+        monkeypatch.setenv("SLURM_JOB_ID", "4712")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        return code_of_lost_job(tmp_path)
+
+    return note
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 3, 4, 5, 75, 93, 143])
+def test_of_a_job_that_lost_a_rank_the_main_rank_s_own_code_counts(attempted, code):
+    assert attempted(code) == code
+
+
+def test_a_main_rank_that_could_say_nothing_was_killed_and_the_job_may_try_again(attempted, tmp_path):
+    with pytest.raises(TransientError, match="was killed"):
+        attempted(None)
+    assert Attempt.read(tmp_path / "attempts" / "000003.json").ended == 137
+
+
+@pytest.mark.parametrize("other", [{"job": "4711"}, {"restart": 0}])
+def test_a_job_whose_ranks_die_before_anybody_counts_them_is_not_queued_again(attempted, tmp_path, other):
+    with pytest.raises(PreflightError, match="before they had begun"):
+        attempted(None, **other)
+    assert Attempt.read(tmp_path / "attempts" / "000003.json").ended is None
+    (tmp_path / "attempts" / "000003.json").unlink()
+    with pytest.raises(PreflightError, match="before they had begun"):
+        code_of_lost_job(tmp_path)

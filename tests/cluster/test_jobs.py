@@ -5,11 +5,14 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import asdict, replace
 
 import psutil
 import pytest
 
-from trainer.engine import checkpoint
+from data_pipeline.manifest import write_json
+from trainer.engine.attempts import Attempt
+from trainer.engine.place import Place
 from waiting import wait_for
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "window", "row")
@@ -33,6 +36,23 @@ def stopped(run):
         for p in found
         if p.info["status"] == psutil.STATUS_STOPPED and str(run) in (p.info["cmdline"] or ())
     ]
+
+
+def apptainer(tmp_path):
+    """An environment with a stand-in for it, which notes node and verb of what it is given, and does that."""
+    (tmp_path / "bin").mkdir()
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.write_text(
+        f"""#!/usr/bin/env bash
+set -eu
+until [[ $1 == *.sif ]]; do shift; done
+[[ $2 == fovea ]]
+echo "$(hostname) $3" >>{tmp_path}/apptainer.log
+exec "${{@:2}}"
+"""
+    )
+    stand_in.chmod(0o755)
+    return tmp_path
 
 
 @pytest.fixture
@@ -84,27 +104,45 @@ def test_a_job_told_that_its_time_is_up_saves_is_queued_again_and_trains_as_if_n
     assert metrics(run_dir, "align") == metrics(unbroken, "align")
 
 
-def test_a_killed_rank_fails_the_job_at_once_and_the_next_job_does_what_is_missing(
+def test_a_job_whose_main_rank_is_killed_each_time_is_queued_again_until_that_leads_nowhere(
+    cluster, run_dir, env
+):
+    """Each start counts, though nobody of it could say how it ended."""
+    job = cluster.submit("stage1.sh", TRAIN_OPTIONS="--faults kill:0@1", **env)
+    waits = (f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes")
+    waiting = cluster.submit("stage2.sh", options=waits, **env)
+    shown = cluster.wait(job, seconds=600)
+    assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("FAILED", "93:0", "3")
+    assert [(a["job"], a["requeued"], a["saved"], a["ended"]) for a in attempts(run_dir, "align")] == [
+        (job, restart, None, 137) for restart in range(3)
+    ]
+    said = cluster.output(job)
+    assert said.count(f"the main rank of {run_dir / 'align'} was killed.") == 3
+    assert "the last 3 attempts" in said
+    assert cluster.wait(waiting)["JobState"] == "CANCELLED"
+
+
+def test_an_owner_that_could_not_say_how_it_ended_holds_its_stage_as_long_as_slurm_knows_its_job(
+    cluster, run_dir, env
+):
+    sleeps = ("--output=/dev/null", "--wrap=sleep 3600")
+    job = cluster.command("sbatch", "--parsable", *sleeps).stdout.strip()
+    elsewhere = replace(Attempt.here(recipe="", place=replace(Place.here(), host="node17")), job=job)
+    write_json(run_dir / "align" / "attempts" / "000001.json", asdict(elsewhere))
+    gate = ("fovea", "gate", env["RECIPE"], "--run", run_dir, "--before", "align", "--nproc", 2)
+    refused = cluster.command(*gate, check=False)
+    assert refused.returncode == 3
+    assert f"is in use by job {job}, process " in refused.stderr
+    cluster.command("scancel", job)
+    cluster.wait(job, "CANCELLED")
+    wait_for(lambda: not cluster.command("squeue", "--noheader", f"--jobs={job}").stdout)
+    assert "align: may begin" in cluster.command(*gate).stdout
+    assert [a["ended"] for a in attempts(run_dir, "align")] == [137]
+
+
+def test_a_node_that_dies_is_replaced_and_a_rank_that_is_killed_then_loses_nothing_either(
     cluster, run_dir, env, unbroken
 ):
-    """The main rank, which cannot say how it ended: only Slurm knows that it is gone, as the next job runs
-    elsewhere. Then stage 2 from what stage 1 has left."""
-    job = cluster.submit("stage1.sh", TRAIN_OPTIONS="--faults kill:0@6", **env)
-    shown = cluster.wait(job)
-    assert (shown["JobState"], shown["NumNodes"], shown["Restarts"]) == ("FAILED", "2", "0")
-    assert [a["ended"] for a in attempts(run_dir, "align")] == [None]
-    again = cluster.submit("stage1.sh", options=("--exclude=n1",), **env)
-    after = cluster.submit("stage2.sh", options=(f"--dependency=afterok:{again}",), **env)
-    assert cluster.wait(again)["JobState"] == "COMPLETED"
-    assert "align: resuming after step 4" in cluster.output(again)
-    assert [a["ended"] for a in attempts(run_dir, "align")] == [137, 0]
-    assert metrics(run_dir, "align") == metrics(unbroken, "align")
-    assert cluster.wait(after)["JobState"] == "COMPLETED"
-    found, _ = checkpoint.newest(run_dir / "pretrain")
-    assert (found.step, found.world_size) == (3, 2)
-
-
-def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster, run_dir, env, unbroken):
     # Saved at once: the rank stops before the step in which a save beside the training would be noted.
     at_once = "stages.align.checkpoint_async=false"
     job = cluster.submit("stage1.sh", at_once, TRAIN_OPTIONS="--faults stop:1@5", **env)
@@ -115,26 +153,31 @@ def test_a_node_that_dies_is_replaced_and_nothing_is_lost(cluster, run_dir, env,
     cluster.node("kill", last)
     try:
         cluster.wait(job, "PENDING", "REQUEUED", seconds=120)
+        (rank,) = wait_for(lambda: stopped(run_dir), 240)  # the fault strikes in that step again
+        rank.kill()
+        cluster.said(job, "is queued again")
         while (state := cluster.job(job)["JobState"]) != "COMPLETED":
             assert state in ("PENDING", "REQUEUED", "RUNNING", "CONFIGURING", "COMPLETING"), cluster.output(
                 job
             )
-            cluster.command("scancel", "--signal=CONT", job)  # the fault strikes in that step again
+            cluster.command("scancel", "--signal=CONT", job, check=False)  # and again
             time.sleep(1)
         shown = cluster.job(job)
-        assert (shown["Restarts"], shown["NumNodes"]) == ("1", "2")
+        assert (shown["Restarts"], shown["NumNodes"]) == ("2", "2")
         assert shown["NodeList"] != nodes
     finally:
         cluster.command("scancel", job, check=False)
         cluster.node("start", last)
-    assert "align: resuming after step 4" in cluster.output(job)
+    assert cluster.output(job).count("align: resuming after step 4") == 2
+    assert [a["requeued"] for a in attempts(run_dir, "align")] == [0, 1, 2]
     assert metrics(run_dir, "align") == metrics(unbroken, "align")
 
 
 def test_a_job_requeued_by_hand_then_cancelled_loses_nothing_though_the_scratch_disk_is_full(
     cluster, run_dir, env, unbroken, tmp_path
 ):
-    """A rank that stops itself holds the run at steps 3 and 5; woken, it finds what Slurm has sent it."""
+    """A rank that stops itself holds the run at steps 3 and 5; woken, it finds what Slurm has sent it. The
+    last job runs in a container."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", scratch]
@@ -154,10 +197,13 @@ def test_a_job_requeued_by_hand_then_cancelled_loses_nothing_though_the_scratch_
         cluster.command("scancel", job)
         rank.send_signal(signal.SIGCONT)
         assert cluster.wait(job)["JobState"] == "CANCELLED"
-        again = cluster.submit("stage1.sh", **env)
+        again = cluster.submit("stage1.sh", **env, CONTAINER="fovea.sif", VENV=apptainer(tmp_path))
         assert cluster.wait(again)["JobState"] == "COMPLETED", cluster.output(again)
     finally:
         subprocess.run(["umount", scratch], check=True)
+    inside = sorted((tmp_path / "apptainer.log").read_text().splitlines())
+    assert [re.sub(r"^n\d ", "", line) for line in inside] == ["gate", "train", "train"]
+    assert len(set(inside)) == 3  # on two nodes
     assert "align: resuming after step 5" in cluster.output(again)
     assert [(a["job"], a["ended"]) for a in attempts(run_dir, "align")] == [
         (job, 143),

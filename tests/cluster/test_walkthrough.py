@@ -33,7 +33,7 @@ def test_the_page_leads_from_the_login_node_to_the_report(cluster, run_dir, tmp_
         assert done.returncode in codes, done.stdout + done.stderr + outputs
         return done.stdout
 
-    doctor, curate, train, look, evaluate, chain = blocks
+    doctor, curate, train, look, evaluate, array, chain = blocks
     found = typed(doctor, codes=(0, 1))
     assert re.search(r"^ranks +n\d, n\d +ok +all 2 came$", found, re.MULTILINE)
     assert {line.split("  ")[0] for line in EXAMINED.splitlines() if line[0].islower()} <= {
@@ -53,6 +53,11 @@ def test_the_page_leads_from_the_login_node_to_the_report(cluster, run_dir, tmp_
     digest = sha256_file(found.path / checkpoint.COMPLETE)
     assert json.loads((results / "scenes.json").read_text())["checkpoint"]["digest"] == digest
     assert (mine / "report.html").is_file()
+    (line,) = typed(array, SBATCH_WAIT=1).splitlines()  # of two checkpoints one is evaluated
+    assert re.fullmatch(r"align/step_000004 +job \d+_0 submitted", line)
+    earlier = mine / "align" / "checkpoints" / "step_000004" / checkpoint.COMPLETE
+    page = json.loads((mine / "align" / "eval" / "step_000004" / "scenes.json").read_text())
+    assert page["checkpoint"]["digest"] == sha256_file(earlier)
 
     said = typed(chain)
     numbers = [line.split("job ")[1].split()[0] for line in said.splitlines() if "submitted" in line]

@@ -19,7 +19,7 @@ from trainer.chat import Chat
 from trainer.cli import main
 from trainer.distributed import World
 from trainer.engine import checkpoint
-from trainer.engine.pins import pinned, pinning, pins_dir
+from trainer.engine.pins import pin_for_job, pinned, pinning, pins_dir
 from trainer.engine.place import Place
 from trainer.engine.saving import save
 from trainer.engine.state import TrainState
@@ -111,6 +111,18 @@ def test_a_later_process_with_the_reader_s_number_does_not_count_as_the_reader(t
         owner = json.loads(file.read_text())
         file.write_text(json.dumps({**owner, "began": owner["began"] - 100}))
         assert pinned(tmp_path) == set()
+
+
+def test_a_pin_for_a_job_counts_for_a_day_where_nobody_knows_jobs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    pin_for_job(checkpoint.directory_of(tmp_path, 7), "4712_3")
+    assert pinned(tmp_path) == {"step_000007"}
+    (file,) = pins_dir(tmp_path).iterdir()
+    os.utime(file, (time.time() - 23 * 3600,) * 2)
+    assert pinned(tmp_path) == {"step_000007"}
+    os.utime(file, (time.time() - 25 * 3600,) * 2)
+    assert pinned(tmp_path) == set()
+    assert not file.exists()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")

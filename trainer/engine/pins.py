@@ -1,7 +1,8 @@
 """Checkpoints that somebody reads or is about to: `STAGE/pins/step_000100.9f2c....json`, one for each reader.
 
 Training keeps what is pinned beyond its newest ones. A pin ends with its process: the time of the file is a
-heartbeat, as that of an attempt (attempts.py). Imports no torch.
+heartbeat, as that of an attempt (attempts.py). One for a job that is yet to run ends with the job.
+Imports no torch.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -21,6 +23,10 @@ import psutil
 from data_pipeline.manifest import write_json
 from trainer.engine.attempts import BEAT_S, SILENT_S
 from trainer.engine.place import Place, clock_of, is_alive
+from trainer.scheduler import is_known
+
+UNASKED_S = 24 * 3600.0
+"""So long a pin for a job counts where nobody can say whether the job is over, as in most containers."""
 
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -41,12 +47,7 @@ class Pins:
         wanted = set(checkpoints)
         for checkpoint in wanted - self._files.keys():
             file = pins_dir(checkpoint.parents[1]) / f"{checkpoint.name}.{uuid4().hex}.json"
-            try:
-                write_json(file, self._owner)
-            except OSError as e:
-                if e.errno not in _READ_ONLY:
-                    raise
-            else:
+            if _written(file, self._owner):
                 self._files = {**self._files, checkpoint: file}
         for checkpoint in self._files.keys() - wanted:
             self._files[checkpoint].unlink(missing_ok=True)
@@ -74,13 +75,18 @@ def pinning(beat_s: float = BEAT_S) -> Iterator[Pins]:
         pins.close()
 
 
+def pin_for_job(checkpoint: Path, job: str) -> None:
+    """Keep it as long as Slurm knows that job, or the task `4712_3` of an array."""
+    _written(pins_dir(checkpoint.parents[1]) / f"{checkpoint.name}.{job}.json", {"job": job})
+
+
 def pins_dir(stage_dir: Path) -> Path:
     return stage_dir / "pins"
 
 
 def pinned(stage_dir: Path, silent_s: float = SILENT_S) -> set[str]:
-    """The names of checkpoints that living processes keep. Pins of dead ones go: at once where the process
-    ran here, else `silent_s` after its last heartbeat."""
+    """The names of checkpoints that living processes and jobs keep. Pins of dead ones go: at once where the
+    process ran here, or Slurm says so, else `silent_s` after its last heartbeat."""
     folder = pins_dir(stage_dir)
     files = [folder / name for name in (os.listdir(folder) if folder.is_dir() else ()) if name[0] != "."]
     if not files:
@@ -98,10 +104,24 @@ def pinned(stage_dir: Path, silent_s: float = SILENT_S) -> set[str]:
     return found
 
 
+def _written(file: Path, owner: dict[str, Any]) -> bool:
+    """False in a run that may only be read."""
+    try:
+        write_json(file, owner)
+    except OSError as e:
+        if e.errno not in _READ_ONLY:
+            raise
+        return False
+    return True
+
+
 def _holds(file: Path, here: Place, now: float, silent_s: float) -> bool:
     try:
         silent = now - file.stat().st_mtime
         owner = json.loads(file.read_text(encoding="utf-8"))
+        if "job" in owner:
+            known = is_known(owner["job"])
+            return silent <= UNASKED_S if known is None else known
         if Place(**owner["place"]) == here:
             return is_alive(owner["pid"], owner["began"])
     except FileNotFoundError:
