@@ -169,7 +169,13 @@ def test_a_node_that_dies_is_replaced_and_a_rank_that_is_killed_then_loses_nothi
         cluster.command("scancel", job, check=False)
         cluster.node("start", last)
     assert cluster.output(job).count("align: resuming after step 4") == 2
-    assert [a["requeued"] for a in attempts(run_dir, "align")] == [0, 1, 2]
+    (*lost, last) = attempts(run_dir, "align")
+    assert [a["requeued"] for a in (*lost, last)] == [0, 1, 2]
+    assert {a["ended"] for a in lost} <= {
+        75,
+        137,
+    }  # whether or not srun left the main rank the time to say so
+    assert last["ended"] == 0
     assert metrics(run_dir, "align") == metrics(unbroken, "align")
 
 

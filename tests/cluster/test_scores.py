@@ -19,9 +19,9 @@ DEMO = os.environ.get("FOVEA_CLUSTER_DEMO")
 SAME = ("step", "tokens", "target_tokens", "images", "samples", "ledger", "window", "row", "lr")
 COUNTS = " ".join(f"sources.{name}.count={count}" for name, count in FAST_DATA.items())
 NOISE = {
-    "loss.right_image": 0.02,
-    "loss.wrong_image": 0.02,
-    "captions.CIDEr": 0.25,
+    "loss.right_image": 0.2,
+    "loss.wrong_image": 0.2,
+    "captions.CIDEr": 0.4,
     "vqa.accuracy": 0.1,  # half of its 95 % interval, of 80 questions
 }
 HALVED = ("defaults.micro_batch=2", "stages.align.micro_batch=2")  # as there are twice as many ranks
@@ -36,6 +36,10 @@ def lines_of(run, stage):
     return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
 
 
+def taken(lines, *names):
+    return [[line[name] for name in names] for line in lines]
+
+
 def scores_of(run, stage):
     (file,) = (run / stage / "eval").glob("step_*/results.json")
     page = json.loads(file.read_text())
@@ -47,11 +51,12 @@ def scores_of(run, stage):
     }
 
 
-def test_a_chain_over_two_nodes_ends_with_the_scores_of_the_demo_on_this_machine(cluster, tmp_path):
-    demo, run = Path(DEMO).resolve(), tmp_path / "run"
-    run.mkdir()
-    shutil.copy(demo / "recipe.yaml", run)
-    shutil.copytree(demo / "backbones", run / "backbones")
+def test_a_chain_over_two_nodes_ends_with_the_scores_of_this_machine(cluster, tmp_path, fovea):
+    """Those of as many ranks here exactly; those of the demo's two ranks, in bf16, within noise."""
+    demo, run, twin = Path(DEMO).resolve(), tmp_path / "run", tmp_path / "twin"
+    for directory in (run, twin):
+        shutil.copytree(demo / "backbones", directory / "backbones")
+        shutil.copy(demo / "recipe.yaml", directory)
     given = {
         "INPUTS": demo / "raw",
         "CURATE_OPTIONS": f"--slurm mem_gb=1 --slurm poll_s=0.5 {COUNTS}",
@@ -66,16 +71,23 @@ def test_a_chain_over_two_nodes_ends_with_the_scores_of_the_demo_on_this_machine
         assert state == "COMPLETED", (name, next((run / "jobs").glob(f"*-{job}.out")).read_text())
     assert (run / "data" / "manifest.json").read_bytes() == (demo / "data" / "manifest.json").read_bytes()
 
+    shutil.copytree(demo / "data", twin / "data")
     for stage in load_recipe(run / "recipe.yaml").stages:
+        words = ("train", twin / "recipe.yaml", "--stage", stage.name, "--run", twin, "--nproc", 4, *HALVED)
+        for verb in (words, ("eval", twin / stage.name)):
+            done = fovea(*verb)
+            assert done.returncode == 0, done.stderr
         ours, theirs = lines_of(run, stage.name), lines_of(demo, stage.name)
-        assert [[line[k] for k in SAME] for line in ours] == [[line[k] for k in SAME] for line in theirs]
         apart = [abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)]
-        print(f"{stage.name}: {len(ours)} steps, losses apart {mean(apart):.2g}, at most {max(apart):.2g}")
         scores, local = scores_of(run, stage.name), scores_of(demo, stage.name)
+        print(f"{stage.name}: {len(ours)} steps, losses apart {mean(apart):.2g}, at most {max(apart):.2g}")
         for metric, score in scores.items():
             print(f"  {metric:<18}{score:.4f}  demo {local[metric]:.4f}")
-        # What bf16 makes of other sums: the first steps agree to three digits, later ones stray.
-        assert max(apart[:5]) < 2e-3
-        assert mean(apart) < 0.01
+        assert taken(ours, *SAME, "loss", "grad_norm") == taken(
+            lines_of(twin, stage.name), *SAME, "loss", "grad_norm"
+        )
+        assert scores == scores_of(twin, stage.name)
+        assert taken(ours, *SAME) == taken(theirs, *SAME)
+        assert mean(apart) < 0.05
         for metric, most in NOISE.items():
             assert abs(scores[metric] - local[metric]) < most, metric

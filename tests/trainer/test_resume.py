@@ -29,6 +29,9 @@ def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_d
     assert "resuming after step" in output
     resumed = metrics(run_dir / "align")
     assert [{k: m[k] for k in EXACT} for m in resumed] == [{k: m[k] for k in EXACT} for m in unbroken]
+    # A start whose peer was lost, and one that was killed itself: neither was an error of its own.
+    starts = sorted((run_dir / "align" / "attempts").glob("[0-9]*.json"))
+    assert [json.loads(file.read_text())["ended"] for file in starts] == [75, 75, 0]
     # Where the time went, from the directory alone: all of it, but for the first launcher's start.
     split, elapsed = goodput_of(run_dir / "align", resumed), time.time() - began
     assert 0.6 * elapsed < split.wall < elapsed + 1  # the kernel tells when it booted in whole seconds

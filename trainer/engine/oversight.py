@@ -11,7 +11,7 @@ from torch import nn
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import FoveaError, PreflightError, TransientError
-from trainer.distributed import World, all_sum, noting_waits
+from trainer.distributed import World, all_sum, lost_peers_are_transient, noting_waits
 from trainer.engine.attempts import Attempt, Lease, end_of, last_save_s
 from trainer.engine.faults import Fault, factor, refuse_write, strike
 from trainer.engine.pace import OWN, Pace, say, straggler
@@ -181,7 +181,8 @@ def owned(
         )
     ended: BaseException | None = None
     try:
-        with noting_waits(oversight.wait):
+        # Inside: the lease, too, notes that it was a peer's fault.
+        with noting_waits(oversight.wait), lost_peers_are_transient(world):
             yield oversight
     except BaseException as e:
         ended = e
