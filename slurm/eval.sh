@@ -8,8 +8,8 @@ set -uo pipefail
 source "${FOVEA_SLURM:-slurm}/env.sh"
 
 SUITE=${SUITE:-heldout}
-if [[ -n ${LIST:-} ]]; then # a task of the array of `fovea watch --submit`: one checkpoint of its list
-  fovea_once watch "$RUN" --suite "$SUITE" --task "$LIST" --nproc "$RANKS_PER_NODE"
+if [[ -n ${WATCH_LIST:-} ]]; then # a task of the array of `fovea watch --submit`: one checkpoint of its list
+  fovea_once watch "$RUN" --suite "$SUITE" --task "$WATCH_LIST" --nproc "$RANKS_PER_NODE"
   exit
 fi
 

@@ -83,7 +83,7 @@ def _submit(watched: Watch, due: Sequence[Due]) -> dict[Due, str]:
     write_json(listed, page)
     words = ["sbatch", "--parsable", f"--job-name={_job_name(watched, listed)}", f"--array=0-{len(due) - 1}"]
     words += [f"--output={listed.parent / '%x-%a.out'}", str(SCRIPTS / "eval.sh")]
-    given = {"RUN": str(watched.run_dir.resolve()), "SUITE": watched.name, "LIST": str(listed)}
+    given = {"RUN": str(watched.run_dir.resolve()), "SUITE": watched.name, "WATCH_LIST": str(listed)}
     given |= {"FOVEA_SLURM": str(SCRIPTS)}
     given |= {"RANKS_PER_NODE": str(watched.nproc)} if watched.nproc > 1 else {}
     try:
