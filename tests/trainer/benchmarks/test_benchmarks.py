@@ -1,12 +1,11 @@
 """`fovea eval --task` on a real checkpoint: every way of running it gives the same answers and scores."""
 
 import json
-import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from pydantic import ValidationError
 
@@ -21,6 +20,8 @@ from trainer.evaluation.files import load_lines
 from trainer.evaluation.outcome import score_circular
 from trainer.evaluation.task import Task, load_task, task_names
 from trainer.subject import open_subject
+from training import answering_until_held, leaving_nothing, ranks_of, start
+from waiting import wait_for
 
 
 @pytest.mark.parametrize("name", [n for n in task_names() if n != "scenes"])
@@ -293,27 +294,21 @@ def test_the_demo_s_scenes_are_a_task(opened, trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_was(fovea, trained, data, tmp_path):
-    import signal  # noqa: PLC0415
-    import subprocess  # noqa: PLC0415
-    import sys  # noqa: PLC0415
-
     path = tmp_path / "t.yaml"
     path.write_text(json.dumps(page("textvqa", max_new_tokens=64, n=N).model_dump(mode="json")))
     words = ["eval", trained / "instruct", "--data", data, "--task", path, "--batch", 1, "--nproc", 2]
     done = fovea(*words, "--out", tmp_path / "whole")
     assert done.returncode == 0, done.stderr
-    argv = [sys.executable, "-m", "trainer.cli", *map(str, words), "--out", str(tmp_path / "killed")]
-    process = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    kept = tmp_path / "killed/textvqa.answers"
-    deadline = time.monotonic() + 120
-    while sum(p.stat().st_size > 0 for p in kept.glob("rank_*.jsonl")) < 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kept, room = tmp_path / "killed/textvqa.answers", tmp_path / "held"
+    env = answering_until_held(room)
+    with leaving_nothing(start(*words, "--out", tmp_path / "killed", env=env)) as process:
+        wait_for((room / "answered").exists)
+        ranks = list(ranks_of(process.pid).values())
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(ranks, timeout=300)[1]
     before = sum(len(p.read_text().splitlines()) for p in kept.glob("rank_*.jsonl"))
-    assert before < N
-    time.sleep(1)
+    assert 0 < before < N
     done = fovea(*words, "--out", tmp_path / "killed")
     assert done.returncode == 0, done.stderr
     assert answers(tmp_path / "killed", "textvqa") == answers(tmp_path / "whole", "textvqa")
