@@ -11,6 +11,7 @@ from trainer.evaluation.intervals import compare, intervals
 from trainer.evaluation.meteor import meteor, why_not
 from trainer.evaluation.ptb import tokenize
 from trainer.evaluation.readers import READERS, read_captions
+from trainer.evaluation.spice import spice
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,13 +32,18 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="captions: METEOR of large sets too (it needs java and pycocoevalcap)",
     )
+    parser.add_argument(
+        "--spice",
+        action="store_true",
+        help="captions: SPICE too (java, pycocoevalcap, CoreNLP)",
+    )
     parser.set_defaults(run_verb=run)
 
 
 def run(args: argparse.Namespace) -> int:
     result = score(args.metric, args.predictions, args.references, args.compare)
     if args.metric == "captions":
-        result |= _meteor(args.predictions, args.references, args.meteor)
+        result |= _by_java(args.predictions, args.references, args.meteor, args.spice)
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
     return 0
 
@@ -59,15 +65,19 @@ def score(metric: str, predictions: Path, references: Path, other: Path | None =
     return result
 
 
-def _meteor(predictions: Path, references: Path, asked: bool) -> dict[str, Any]:
-    """METEOR, or why it is left out. It has no interval: its program gives no sums to draw from."""
+def _by_java(predictions: Path, references: Path, asked: bool, with_spice: bool) -> dict[str, Any]:
+    """METEOR, or why it is left out; SPICE where it is asked for. Neither has an interval:
+    their programs give no sums to draw from."""
     captions, truths = read_captions(predictions, references)
-    if reason := why_not(len(truths), asked):
+    reason = why_not(len(truths), asked)
+    if reason and not with_spice:
         return {"left_out": {"METEOR": reason}}
     hyps = [tokenize(captions[i]) for i in truths]
+    refs = [[tokenize(c) for c in of_one] for of_one in truths.values()]
+    found: dict[str, Any] = {"SPICE": spice(hyps, refs)} if with_spice else {}
     try:
-        return {"METEOR": meteor(hyps, [[tokenize(c) for c in of_one] for of_one in truths.values()])}
+        return found | ({"left_out": {"METEOR": reason}} if reason else {"METEOR": meteor(hyps, refs)})
     except DataError as e:  # the other scores stand without it
         if asked:
             raise
-        return {"left_out": {"METEOR": str(e)}}
+        return found | {"left_out": {"METEOR": str(e)}}
