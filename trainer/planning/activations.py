@@ -25,7 +25,7 @@ from trainer.models.loss import CHUNK
 from trainer.models.vision import patch_features
 from trainer.sizes import skeleton
 
-_GRADIENTS = 0.25
+_GRADIENTS = 0.2
 """Of what a layer keeps, what its gradients take beside it: the backward pass frees as it goes. Measured by
 tests/trainer/planning/test_activations.py."""
 
