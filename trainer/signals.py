@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,22 +29,61 @@ def stopped_by(number: int, what: str) -> FoveaError:
     return error
 
 
+_AGAIN_S = 0.05
+"""After so many seconds a request that came at a bad moment is made again."""
+
+
+class _Asked(BaseException):
+    """What a handler raises. No Exception: much of what is imported goes on after any of those."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 @contextmanager
 def abandoning(what: str) -> Iterator[None]:
-    """A signal ends what stands inside at once, by an error with the right code. For work that leaves
-    nothing half done: its results are committed at its end."""
+    """A signal ends what stands inside at once, by an error with the right code; an import is finished first.
+    For work that leaves nothing half done: its results are committed at its end."""
+    waiting, timers = False, []
 
-    def end(number: int, _frame: FrameType | None) -> None:
+    def ask_again(number: int) -> None:
+        nonlocal waiting
+        waiting = False
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        if _is_importing(frame):
+            if not waiting:
+                waiting = True
+                timers.append(threading.Timer(_AGAIN_S, ask_again, [number]))
+                timers[-1].start()
+            return
         for s in ASKING:
             signal.signal(s, signal.SIG_IGN)  # the same request may come twice: from a parent, from a group
-        raise stopped_by(number, f"{what} was given up")
+        raise _Asked(number)
 
     before = {s: signal.signal(s, end) for s in ASKING}
     try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        try:
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+                timer.join()
+            for s, handler in before.items():
+                signal.signal(s, handler)
+    except _Asked as asked:
+        raise stopped_by(asked.number, f"{what} was given up") from None
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """There an error may be lost: the interpreter goes on after one in the callback of an import's lock."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Requests to stop: who sees them, which one counts, and when there is still time."""
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -20,6 +22,7 @@ from trainer.engine.requests import (
     parse_limit,
     refuse_stop_file,
 )
+from trainer.signals import abandoning
 from waiting import wait_for
 
 
@@ -128,3 +131,32 @@ def test_faults_are_read_and_wrong_ones_are_named():
         parse_faults("kil:1@7")
     with pytest.raises(ConfigError, match="KIND:RANK@STEP"):
         parse_faults("kill@7")
+
+
+def test_a_request_is_not_lost_on_code_that_goes_on_after_any_error():
+    def work():
+        with abandoning("the work"):
+            with suppress(Exception):
+                signal.raise_signal(signal.SIGTERM)
+            pytest.fail("it went on")
+
+    with pytest.raises(PreemptedError, match="the work was given up"):
+        work()
+
+
+def test_a_request_during_an_import_is_met_after_it(tmp_path, monkeypatch):
+    """An error in the callbacks of an import would be printed and forgotten."""
+    module = "import signal\nfor _ in range(3):\n    signal.raise_signal(signal.SIGTERM)\n"
+    (tmp_path / "asked_while_imported.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, imported = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with abandoning("the work"):
+            imported.append(importlib.import_module("asked_while_imported"))
+            wait_for(lambda: False)
+
+    with pytest.raises(PreemptedError):
+        work()
+    assert imported
+    assert signal.getsignal(signal.SIGTERM) == before
