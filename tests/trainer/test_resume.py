@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,22 +40,28 @@ def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_d
     assert min(split.restart, split.wasted) > 0
 
 
-def test_a_finished_stage_is_left_as_it_is(trained, fovea, metrics):
-    before = metrics(trained / "align")
-    done = fovea("train", trained / "recipe.yaml", "--stage", "align", "--run", trained, "--nproc", 2)
+@pytest.fixture
+def begun(trained, tmp_path):
+    """A copy of the trained run: each start leaves its attempt there, refused ones too."""
+    return Path(shutil.copytree(trained, tmp_path / "begun"))
+
+
+def test_a_finished_stage_is_left_as_it_is(begun, fovea, metrics):
+    before = metrics(begun / "align")
+    done = fovea("train", begun / "recipe.yaml", "--stage", "align", "--run", begun, "--nproc", 2)
     assert done.returncode == 0, done.stderr
     assert "finished already" in done.stdout
-    assert metrics(trained / "align") == before
+    assert metrics(begun / "align") == before
 
 
-def test_resume_with_another_learning_rate_is_refused_naming_it(trained, fovea):
+def test_resume_with_another_learning_rate_is_refused_naming_it(begun, fovea):
     done = fovea(
         "train",
-        trained / "recipe.yaml",
+        begun / "recipe.yaml",
         "--stage",
         "align",
         "--run",
-        trained,
+        begun,
         "--nproc",
         2,
         "stages.align.lr=1e-5",
@@ -82,9 +89,9 @@ def test_a_run_goes_on_with_another_number_of_ranks_with_the_samples_and_losses_
 
 
 def test_a_number_of_ranks_that_does_not_divide_the_global_batch_is_refused_naming_those_that_do(
-    trained, fovea
+    begun, fovea
 ):
-    done = fovea("train", trained / "recipe.yaml", "--stage", "align", "--run", trained, "--nproc", 3)
+    done = fovea("train", begun / "recipe.yaml", "--stage", "align", "--run", begun, "--nproc", 3)
     assert done.returncode == 2
     assert "Allowed rank counts (--nproc): 1, 2" in done.stderr
 
