@@ -324,9 +324,8 @@ class Recipe(_Part):
             try:
                 image_tokens = self.model_of(stage).image_tokens
             except ValidationError as e:
-                edges = f"longest_edge {stage.longest_edge}, shortest_edge {stage.shortest_edge}"
                 why = "; ".join(error["msg"].removeprefix("Value error, ") for error in e.errors())
-                raise ValueError(f"stage '{stage.name}': {edges}: {why}") from None
+                raise ValueError(f"stage '{stage.name}': {why}") from None
             tiles = SPLIT_TILES if stage.splitting else 1
             # Visual tokens, the tokens around each tile, <bos>, and at least one target.
             least = tiles * (image_tokens + 1) + 3
