@@ -131,7 +131,8 @@ def _chain(args: argparse.Namespace) -> int:
     quiet_libraries()
     from trainer.submission import Queue, advance
 
-    for line in advance(recipe, settings, Queue(), os.environ):
+    queue = Queue(or_else="; --dry-run shows the jobs on any machine")
+    for line in advance(recipe, settings, queue, os.environ):
         print(line, flush=True)
     return 0
 

@@ -14,11 +14,12 @@ ASKED_S = 10.0
 class Queue:
     """The user's jobs that wait or run: name -> number. `tasks`: name and index in an array -> `4712_3`."""
 
-    def __init__(self) -> None:
+    def __init__(self, or_else: str = "") -> None:
+        """Raises PreflightError where Slurm's commands are missing, with `or_else` behind the advice."""
         if missing := [c for c in ("sbatch", "squeue") if shutil.which(c) is None]:
             raise PreflightError(
                 f"submitting jobs needs {' and '.join(missing)}, not on this machine's PATH.\n"
-                "  Run it on a login node."
+                f"  Run it on a login node{or_else}."
             )
         asked = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%A %F %K %j"]
         found = subprocess.run(asked, capture_output=True, text=True, check=False)

@@ -92,7 +92,9 @@ def test_a_recipe_of_more_stages_than_scripts_is_refused(tmp_path):
 def test_without_a_slurm_a_chain_is_refused_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["chain", "tiny", "--run", str(tmp_path)]) == 3
-    assert "needs sbatch and squeue" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "needs sbatch and squeue" in said
+    assert "--dry-run" in said
     assert main(["chain", "tiny", "--run", str(tmp_path), "--dry-run"]) == 0
     assert "stage4.sh" in capsys.readouterr().out
 
