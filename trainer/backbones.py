@@ -85,19 +85,11 @@ def _train_language(
     stream = torch.tensor(ids)
     model = MistralForCausalLM(
         MistralConfig(
-            vocab_size=tokenizer.text_vocab_size,
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.width // config.heads,
-            max_position_embeddings=config.max_positions,
-            sliding_window=None,
+            # A little text may give fewer entries than were asked for.
+            **config.shape() | {"vocab_size": tokenizer.text_vocab_size},
             pad_token_id=tokenizer.pad_id,
             bos_token_id=tokenizer.bos_id,
             eos_token_id=tokenizer.eos_id,
-            tie_word_embeddings=False,
             # The usual 0.02 suits widths in the thousands. At this width attention scores would start so flat
             # that looking things up takes several times as long to learn.
             initializer_range=config.width**-0.5,
@@ -134,16 +126,7 @@ def _train_vision(recipe: Recipe, config: VisionBackbone, scenes: Path, out: Pat
     """
     image = recipe.model.image
     pictures, labels = _labelled_patches(scenes, recipe)
-    tower = Idefics2VisionTransformer(
-        Idefics2VisionConfig(
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            image_size=image.longest_edge,
-            patch_size=image.patch,
-        )
-    )
+    tower = Idefics2VisionTransformer(Idefics2VisionConfig(**config.shape(image)))
     tower.set_attn_implementation(ATTENTION)
     heads = nn.ModuleDict(
         {k: nn.Linear(config.width, int(torch.cat(v).max()) + 1) for k, v in labels.items()}

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from data_pipeline.cli_parser import Verbs, add_verb, positive
-from data_pipeline.errors import ConfigError
 
 
 def add_cluster_verbs(verbs: Verbs) -> None:
@@ -83,11 +82,6 @@ def _plan(args: argparse.Namespace) -> int:
     from trainer.quiet import quiet_libraries
 
     recipe, gpu = load_recipe(args.recipe, args.overrides), gpu_named(args.gpu)
-    if recipe.backbones.expects is None:
-        raise ConfigError(
-            f"recipe '{recipe.name}' does not say what its backbones are: set backbones.expects, "
-            "as the recipe idefics2-8b does"
-        )
     quiet_libraries()
     from trainer.planning.advice import advice
     from trainer.planning.hardware import Assumed, Attained, Cluster

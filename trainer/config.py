@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from data_pipeline.errors import ConfigError, nearest
-from data_pipeline.image_spec import SPLIT_TILES
+from data_pipeline.image_spec import SPLIT_TILES, ImageSpec
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.engine.guard import Guard
 from trainer.engine.watchdog import Watchdog
@@ -61,6 +61,17 @@ class VisionBackbone(_Part):
     batch: int = Field(32, ge=1, description="images a step")
     lr: float = Field(1e-3, gt=0)
 
+    def shape(self, image: ImageSpec) -> dict[str, Any]:
+        """Values of its config.json."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": 4 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "image_size": image.longest_edge,
+            "patch_size": image.patch,
+        }
+
 
 class LanguageBackbone(_Part):
     """The Mistral-shaped language model that `fovea backbones` trains on the text of the dataset."""
@@ -75,6 +86,22 @@ class LanguageBackbone(_Part):
     batch: int = Field(16, ge=1, description="rows a step")
     sequence_length: int = Field(128, ge=16)
     lr: float = Field(2e-3, gt=0)
+
+    def shape(self) -> dict[str, Any]:
+        """Values of its config.json."""
+        return {
+            "model_type": "mistral",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "intermediate_size": 4 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.width // self.heads,
+            "max_position_embeddings": self.max_positions,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+        }
 
 
 class Expected(_Part):
@@ -337,6 +364,14 @@ class Recipe(_Part):
                     "tile (image.longest_edge, connector)"
                 )
         return self
+
+    @property
+    def expected(self) -> Expected:
+        """What the backbones are; where the recipe does not say, what `fovea backbones` makes of it."""
+        asked = self.backbones
+        return asked.expects or Expected(
+            vision=asked.vision.shape(self.model.image), language=asked.language.shape(), layout="tiny"
+        )
 
     def model_of(self, stage: Stage) -> Model:
         """The model's page with pictures of the size that the stage has them at."""

@@ -11,7 +11,7 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.stream.layout import LAYOUTS
-from trainer.config import Expected, Recipe, Stage
+from trainer.config import Recipe, Stage
 from trainer.models.adapters import attach, is_adapter
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.build import build_model
@@ -36,13 +36,13 @@ class Size:
 
 
 def sizes(recipe: Recipe) -> tuple[Size, ...]:
-    """Of each stage, on the meta device. Raises ConfigError where the recipe expects no backbones."""
+    """Of each stage, on the meta device."""
     return tuple(_size(recipe, stage) for stage in recipe.stages)
 
 
 def skeleton(recipe: Recipe, stage: Stage) -> AutoregressiveVLM:
     """The model of a stage on the meta device, with its adapters, frozen as it trains."""
-    expected = _expected(recipe)
+    expected = recipe.expected
     with torch.device("meta"):
         vision = Idefics2VisionTransformer(Idefics2VisionConfig(**expected.vision))
         language = AutoModelForCausalLM.from_config(
@@ -58,6 +58,7 @@ def skeleton(recipe: Recipe, stage: Stage) -> AutoregressiveVLM:
 
 def table(recipe: Recipe) -> Iterator[str]:
     """The sizes as lines for the screen."""
+    yield from assumed_backbones(recipe)
     for stage, size in zip(recipe.stages, sizes(recipe), strict=True):
         yield f"{stage.name}, from {stage.init_from}"
         yield from (f"  {line}" for line in describe(size.modules))
@@ -69,6 +70,12 @@ def table(recipe: Recipe) -> Iterator[str]:
             f"  training FLOPs: {_short(text)} a token, {_short(size.image.total)} an image of {patches:,} "
             f"patches, {_short(text * row * stage.global_batch)} a step of text alone"
         )
+
+
+def assumed_backbones(recipe: Recipe) -> Iterator[str]:
+    """A line for the screen, where the recipe leaves open what its backbones are."""
+    if recipe.backbones.expects is None:
+        yield "Backbones: as `fovea backbones` makes them; of others say backbones.expects (see idefics2-8b)."
 
 
 def refuse_other_backbones(recipe: Recipe, backbones: Path) -> None:
@@ -95,7 +102,7 @@ def refuse_other_backbones(recipe: Recipe, backbones: Path) -> None:
 
 
 def _size(recipe: Recipe, stage: Stage) -> Size:
-    expected, length = _expected(recipe), stage.sequence_length
+    expected, length = recipe.expected, stage.sequence_length
     config = recipe.model_of(stage)
     row = Load(patches=(), tokens=length, pairs=causal_pairs([length]), targets=length)
     image = Load(patches=(config.image.largest_grid**2,), tokens=0, pairs=0, targets=0)
@@ -106,15 +113,6 @@ def _size(recipe: Recipe, stage: Stage) -> Size:
     model = skeleton(recipe, stage)
     plain = sum(p.numel() for name, p in model.named_parameters() if not is_adapter(name))
     return Size(stage.name, count_parameters(model, stage.train), plain, token, of_image)
-
-
-def _expected(recipe: Recipe) -> Expected:
-    if recipe.backbones.expects is None:
-        raise ConfigError(
-            f"recipe '{recipe.name}' does not say what its backbones are: set backbones.expects, "
-            "as the recipe idefics2-8b does"
-        )
-    return recipe.backbones.expects
 
 
 def _short(operations: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, SiglipVisionConfig
 
 from data_pipeline.errors import ConfigError
@@ -167,10 +168,26 @@ def test_backbones_of_another_shape_are_refused_by_key(tmp_path):
         refuse_other_backbones(load_recipe("align-900m"), tmp_path)
 
 
-def test_a_recipe_without_expected_backbones_takes_any_and_has_no_size(tmp_path):
+def test_a_recipe_without_expected_backbones_takes_any(tmp_path):
     refuse_other_backbones(load_recipe("tiny"), tmp_path)
-    with pytest.raises(ConfigError, match=r"recipe 'tiny' does not say .*set backbones\.expects"):
-        sizes(load_recipe("tiny"))
+
+
+def test_backbones_that_nobody_described_have_the_size_of_those_that_are_made(prepared):
+    recipe = load_recipe(prepared / "recipe.yaml")
+    assert recipe.backbones.expects is None
+    made = {
+        part: sum(t.numel() for t in load_file(prepared / "backbones" / part / "model.safetensors").values())
+        for part in ("vision", "language")
+    }
+    counted = {m.module: m.parameters for m in sizes(recipe)[0].modules}
+    assert {part: counted[part] for part in made} == made
+
+
+def test_the_verb_says_which_backbones_it_assumes(capsys):
+    assert main(["model", "tiny"]) == 0
+    assert capsys.readouterr().out.startswith("Backbones: as `fovea backbones` makes them")
+    assert main(["model", "align-900m"]) == 0
+    assert "Backbones" not in capsys.readouterr().out
 
 
 def test_the_verb_prints_each_stage_and_what_is_left_when_adapters_are_merged(capsys):

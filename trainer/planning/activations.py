@@ -62,9 +62,7 @@ def kept(
     activation_checkpointing, and with nothing recomputed. `images` of a row count where they are read
     beside it.
     """
-    expects = recipe.backbones.expects
-    assert expects is not None
-    layers = {part: getattr(expects, part)["num_hidden_layers"] for part in ("vision", "language")}
+    layers = {part: getattr(recipe.expected, part)["num_hidden_layers"] for part in ("vision", "language")}
     few, more = (
         {part: min(n, times * _period(recipe, setting, part)) for part, n in layers.items()}
         for times in (1, 2)
@@ -99,11 +97,8 @@ def loss_bytes(positions: int, targets: int, width: int, vocabulary: int, elemen
 def tower_bytes(recipe: Recipe, patches: float, element: int) -> int:
     """Of a tower without a graph, at work on so many patches in all: its widest layer's inputs and
     outputs."""
-    expects = recipe.backbones.expects
-    assert expects is not None
-    return round(
-        patches * element * (2 * expects.vision["intermediate_size"] + 6 * expects.vision["hidden_size"])
-    )
+    vision = recipe.expected.vision
+    return round(patches * element * (2 * vision["intermediate_size"] + 6 * vision["hidden_size"]))
 
 
 def graph_bytes(run: Callable[[], Any], model: nn.Module) -> tuple[int, int]:
@@ -247,8 +242,7 @@ def _image(model: AutoregressiveVLM, patches: int) -> torch.Tensor:
 
 
 def _shortened(recipe: Recipe, layers: Mapping[str, int]) -> Recipe:
-    expects = recipe.backbones.expects
-    assert expects is not None
+    expects = recipe.expected
     parts = {p: getattr(expects, p) | {"num_hidden_layers": n} for p, n in layers.items()}
     backbones = recipe.backbones.model_copy(update={"expects": expects.model_copy(update=parts)})
     return recipe.model_copy(update={"backbones": backbones})

@@ -7,6 +7,7 @@ from trainer.planning.advice import Advice
 from trainer.planning.hardware import GIB, PUBLISHED
 from trainer.planning.plan import Plan, StagePlan
 from trainer.planning.record import Prices
+from trainer.sizes import assumed_backbones
 
 _Cell = Callable[[StagePlan], str]
 
@@ -18,6 +19,7 @@ def lines(plan: Plan, advice: Sequence[Advice], prices: Prices) -> Iterator[str]
         f"{plan.recipe.name} on {cluster.ranks} GPUs: {cluster.nodes} x {cluster.per_node} {gpu.device} of "
         f"{gpu.memory / GIB:.1f} GiB, {cluster.network:,.0f} Gbit/s between nodes"
     )
+    yield from assumed_backbones(plan.recipe)
     yield "Counted: parameters, states, kept activations, checkpoints, FLOPs, all of the assumed load."
     yield "Modelled: other memory, and all times. Nothing was measured on such a GPU."
     for title, cells in (

@@ -29,6 +29,7 @@ def record(plan: Plan, advice: Sequence[Advice], prices: Prices) -> dict[str, An
     cluster = plan.asked.cluster
     return {
         "recipe": plan.recipe.name,
+        "backbones": plan.recipe.expected.model_dump(),
         "cluster": {
             "gpu": asdict(cluster.gpu) | {"memory": cluster.gpu.memory, "flops": cluster.gpu.flops},
             "nodes": cluster.nodes,

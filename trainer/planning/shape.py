@@ -62,12 +62,10 @@ class Shape:
 
     @property
     def _language(self) -> dict[str, int]:
-        assert self.recipe.backbones.expects is not None
-        return self.recipe.backbones.expects.language
+        return self.recipe.expected.language
 
 
 def shape_of(recipe: Recipe, stage: Stage) -> Shape:
-    """Raises ConfigError where the recipe does not say what its backbones are."""
     model = skeleton(recipe, stage)
     parameters = list(model.parameters())
     own = (sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules())

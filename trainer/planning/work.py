@@ -72,8 +72,7 @@ def pictures_of(recipe: Recipe, stage: Stage, row: float | None, patches: int | 
 def work_of(recipe: Recipe, stage: Stage, pictures: Pictures) -> Work:
     """Rows are full, one document each, and every position of text is a target: more work than data will
     ask."""
-    expects = recipe.backbones.expects
-    assert expects is not None
+    expects = recipe.expected
     rows, length = stage.global_batch, stage.sequence_length
     images = round(rows * pictures.row)
     model = recipe.model_of(stage)

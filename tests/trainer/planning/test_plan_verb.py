@@ -140,11 +140,17 @@ def test_less_sharding_or_hpz_is_advised_where_nodes_talk_slowly_and_not_within_
     assert far <= {"ds_config: zero3-hpz", "ds_config: zero2", "ds_config: zero1"}
 
 
+def test_a_recipe_that_does_not_say_what_its_backbones_are_is_planned_with_those_that_are_made(capsys):
+    assert main(["plan", "tiny", "--nodes", "1", "--gpus-per-node", "2", "--gpu", "h100"]) == 0
+    shown = capsys.readouterr().out
+    assert "Backbones: as `fovea backbones` makes them" in shown
+    assert re.search(r"^  all +3\.1 \(0\.1\)  3\.1 \(2\.5\)", shown, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["align-900m", "--nodes", "1", "--gpu", "h10"], r"--gpu h10: not known; did you mean .*Known: a100"),
-        (["tiny", *H100], "recipe 'tiny' does not say what its backbones are: set backbones.expects"),
         (["align-900m", "--nodes", "1", "--gpu", "h100"], r"does not divide over 8 ranks .*1, 2, 4"),
         (["align-900m", *H100, "--ds-config", "zero4"], "ds_config 'zero4' is neither"),
         (["align-900m", *H100, "--ds-config", "zero3-hpz"], "zero_hpz_partition_size 8 does not divide 4"),
