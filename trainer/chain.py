@@ -5,7 +5,6 @@ align ─▶ pretrain ─▶ ...          each stage after the one that it start
                                   below a threshold: Slurm then cancels what waits for it
 """
 
-import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import Literal
 
 from data_pipeline.errors import ConfigError
 from trainer.config import Recipe
+from trainer.scheduler import mark_of
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 """Of the checkout that this module stands in."""
@@ -68,11 +68,6 @@ class Settings:
             words += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
         overrides = self.overrides if job.kind != "curate" else ()
         return [*words, str(self.scripts / job.script), *overrides]
-
-
-def mark_of(run: Path) -> str:
-    """What the names of all jobs about this run directory end in."""
-    return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]
 
 
 def jobs_of(recipe: Recipe, settings: Settings) -> list[Job]:

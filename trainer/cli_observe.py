@@ -20,7 +20,7 @@ def add_observe_verbs(verbs: Verbs) -> None:
         verbs,
         "status",
         _status,
-        "stages, step, time left, goodput, last checkpoint and owner, from the run directory alone",
+        "stages, step, time left, goodput, last checkpoint, owner; under Slurm the jobs",
         "fovea status runs/demo",
     )
     p.add_argument("run", type=Path, metavar="RUN")
@@ -66,9 +66,9 @@ def _window(text: str) -> tuple[int, int]:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from trainer.observe.status import describe, status_of
+    from trainer.observe.status import describe, status_of, with_jobs
 
-    status = status_of(args.run)
+    status = with_jobs(status_of(args.run))
     print(json.dumps(status.to_json(), indent=2) if args.json else "\n".join(describe(status)))
     return 0
 

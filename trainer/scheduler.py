@@ -1,14 +1,35 @@
 """The commands of Slurm: which jobs wait or run, and a further one. Imports no torch."""
 
 import getpass
+import hashlib
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from data_pipeline.errors import PreflightError, TransientError
 
 ASKED_S = 10.0
 """So long a controller may take to answer somebody who has other work to do."""
+
+GLANCE_S = 3.0
+"""And somebody who looks at a screen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunJob:
+    """A job about a run: its name without what marks the run, and Slurm's words for how it stands.
+
+    `reason`: why it waits; of one that has ended its exit code and signal, as `3:0`.
+    """
+
+    number: str
+    name: str
+    state: str
+    reason: str
+    elapsed: str
+    nodes: str
 
 
 class Queue:
@@ -31,6 +52,11 @@ class Queue:
 
     def has(self, number: str) -> bool:
         return number in self.by_name.values()
+
+
+def mark_of(run: Path) -> str:
+    """What the names of all jobs about this run directory end in."""
+    return hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]
 
 
 def submitted(words: Sequence[str], env: Mapping[str, str], what: str) -> str:
@@ -57,3 +83,32 @@ def is_known(job: str) -> bool | None:
     if found.returncode == 0:
         return bool(found.stdout.strip())
     return False if "Invalid job id" in found.stderr else None
+
+
+def jobs_of_run(run: Path, known: Iterable[str]) -> tuple[RunJob, ...] | None:
+    """Those that wait or run, by the mark of their names or as one of the numbers `known`; and how others of
+    `known` ended, where Slurm keeps accounts. None where there is no Slurm, or it does not answer."""
+    mark, numbers = f"-{mark_of(run)}", set(known)
+    waiting = _rows(["squeue", "--noheader", "--format=%i|%T|%r|%M|%N|%j"])
+    if waiting is None:
+        return None
+    found = [job for job in waiting if job.name.endswith(mark) or job.number in numbers]
+    if ended := numbers - {job.number for job in found}:
+        columns = "--format=JobID,State,ExitCode,Elapsed,NodeList,JobName"
+        asked = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(sorted(ended))}"]
+        found = [*(_rows([*asked, columns]) or ()), *found]
+    return tuple(replace(job, name=job.name.removesuffix(mark).removeprefix("fovea-")) for job in found)
+
+
+def _rows(asked: Sequence[str]) -> list[RunJob] | None:
+    if shutil.which(asked[0]) is None:
+        return None
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=GLANCE_S)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        return None
+    cells = (line.strip().split("|", 5) for line in done.stdout.splitlines())
+    keys = ("number", "state", "reason", "elapsed", "nodes", "name")
+    return [RunJob(**dict(zip(keys, row, strict=True))) for row in cells if len(row) == len(keys)]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from data_pipeline.errors import ConfigError, PreflightError
 from data_pipeline.manifest import sha256_file, write_json
-from trainer.chain import SCRIPTS, mark_of
+from trainer.chain import SCRIPTS
 from trainer.engine.pins import pin_for_job, pinning
-from trainer.scheduler import Queue, submitted
+from trainer.scheduler import Queue, mark_of, submitted
 from trainer.signals import abandoning
 from trainer.watch import COMPLETE, TRIES, Due, Say, Watch, evaluate, only_one
 

@@ -1,5 +1,6 @@
 """`fovea chain` on a real Slurm: four stages behind gates, evaluated beside; again, only what is missing."""
 
+import json
 import re
 
 import pytest
@@ -45,6 +46,9 @@ def test_a_chain_stops_at_a_gate_says_why_and_goes_on_where_it_stopped(cluster, 
     again = chain(TOO_HIGH)
     assert jobs(again) == first  # found by their names; none is submitted
     assert "submitted" not in again.stdout
+    waiting = json.loads(cluster.command("fovea", "status", run_dir, "--json").stdout)["jobs"]
+    assert (first["adapt"], "adapt", "PENDING") in {(j["number"], j["name"], j["state"]) for j in waiting}
+    assert {j["number"] for j in waiting} <= set(first.values())
     assert cluster.wait(first["evaluate pretrain"])["ExitCode"] == "3:0"
     why = said_by(run_dir, cluster, first["evaluate pretrain"])
     assert "stage 'pretrain' does not reach its gate at step 3:" in why

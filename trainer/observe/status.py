@@ -1,10 +1,13 @@
-"""A run on one screen, from its directory alone: `fovea status`. It writes nothing and loads no torch."""
+"""A run on one screen: `fovea status`. It writes nothing and loads no torch.
+
+All of it comes from the run directory; where there is a Slurm, its jobs about the run stand below.
+"""
 
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ from trainer.observe.stage_files import (
     steps_of,
 )
 from trainer.observe.wording import MISSING, compact, duration, finite, number, percent
+from trainer.scheduler import RunJob, jobs_of_run
 
 SILENT_S = 180.0
 """So long after its last heartbeat an owner that cannot be seen from here is shown as silent."""
@@ -72,6 +76,8 @@ class RunStatus:
     run: str
     name: str
     stages: tuple[StageStatus, ...]
+    jobs: tuple[RunJob, ...] | None = None
+    """Of Slurm; None where it was not asked, or is not there."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,22 +98,43 @@ def status_of(run_dir: Path, now: float | None = None) -> RunStatus:
     return RunStatus(run=str(run_dir), name=name or run_dir.resolve().name, stages=stages)
 
 
+def with_jobs(status: RunStatus) -> RunStatus:
+    """And what Slurm says of the jobs about this run, and of those that trained its stages."""
+    owners = [stage.owner.job for stage in status.stages if stage.owner and stage.owner.job]
+    return replace(status, jobs=jobs_of_run(Path(status.run), owners))
+
+
 def describe(status: RunStatus) -> Iterator[str]:
     """As lines for the screen."""
     yield f"{printable(status.name)}  {printable(status.run)}"
     heads = ("stage", "state", "step", "loss", "tokens/s", "left", "goodput")
-    rows = [heads, *(_row(stage) for stage in status.stages)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    for row in rows:
-        yield "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+    yield from _aligned([heads, *(_row(stage) for stage in status.stages)], left=2)
     for stage in status.stages:
         if stage.owner or stage.checkpoint is not None:
             yield ""
             yield printable(stage.name)
             yield from (f"  {label:11} {printable(text)}" for label, text in _details(stage))
+    if status.jobs:
+        yield ""
+        yield "jobs"
+        rows = [_job(job) for job in status.jobs]
+        yield from (f"  {line}" for line in _aligned(rows, left=len(rows[0])))
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: int) -> Iterator[str]:
+    """Cells under one another, the first `left` columns by their beginnings, the others by their ends."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+
+
+def _job(job: RunJob) -> tuple[str, ...]:
+    place = {"None": "", "0:0": ""}.get(job.reason, f"({job.reason})")
+    cells = (job.number, job.name, job.state.lower(), job.elapsed, f"{job.nodes} {place}".strip())
+    return tuple(map(printable, cells))
 
 
 def _stage(stage_dir: Path, spec: dict[str, Any], now: float) -> StageStatus:
