@@ -60,7 +60,8 @@ class Text(NamedTuple):
 _HEADING, _CAPTION, _REPEATS = 1, 2, 4
 _SAID = [(bool(n & _HEADING), bool(n & _CAPTION), bool(n & _REPEATS)) for n in range(8)]
 _MARK = "\0"  # the parser leaves none in a text
-_new_text = tuple.__new__  # a third of the time of `Text(...)`, and a page has hundreds
+_new = tuple.__new__  # a third of the time of `Text(...)`, and a page has hundreds
+_WITHOUT_EVENTS = int(LexborDocumentOptions.WO_EVENTS)
 
 
 class Image(NamedTuple):
@@ -79,7 +80,7 @@ class Page:
 
 def read_page(page: str, url: str = "") -> Page:
     """The page at `url` (empty for a local file: references stay as they are written)."""
-    tree = LexborHTMLParser(tame(page), options=LexborDocumentOptions.WO_EVENTS)
+    tree = LexborHTMLParser(tame(page), options=_WITHOUT_EVENTS)
     facts = facts_of(tree, url)
     walk = _Walk(facts.base)
     if tree.body is not None:
@@ -117,7 +118,7 @@ class _Walk:
         # Where they begin and end, and their figures end.
         self.captions_above: list[tuple[int, int, int]] = []
 
-    def below(self, root: LexborNode) -> None:
+    def below(self, root: LexborNode) -> None:  # noqa: C901 - a call for each node takes as long as what it does
         path: list[tuple[LexborNode, int]] = []
         push, pop, gather, begin, kinds = path.append, path.pop, self.texts.append, self.begun.append, KINDS
         node = root.first_child
@@ -139,14 +140,34 @@ class _Walk:
                 after = node.next
             else:
                 kind = kinds[node.tag_id]
-                if kind == PLAIN or (kind != DROP and self._enter(node, kind)):
+                if kind == PLAIN:
+                    enters = True
+                elif kind == DROP:
+                    enters = False
+                else:
+                    attributes = node.attributes
+                    if attributes and is_furniture(node, attributes):
+                        self.open = self.open and kind < FIRST_THAT_PARTS
+                        enters = False
+                    elif kind == BLOCK:
+                        self.open = False
+                        self.heading = 0
+                        enters = True
+                    elif kind == INLINE:
+                        enters = True
+                    else:
+                        enters = self._enter(node, kind, attributes)
+                if enters:
                     push((node, kind))
                     after = node.first_child
                 else:
                     after = node.next
             while after is None and path:
                 node, kind = pop()
-                if kind >= FIRST_THAT_ENDS:
+                if kind == BLOCK:
+                    self.open = False
+                    self.heading = 0
+                elif kind >= FIRST_THAT_ENDS:
                     self._leave(kind)
                 after = node.next
             node = after
@@ -160,40 +181,25 @@ class _Walk:
             as_written = joined.split(_MARK)[1:-1]
             for n in self.preformatted:
                 texts[n] = _lines(as_written[n])
-        found: list[Text | Image] = []
-        links: list[str] = []
-        for begun, text in zip(self.begun, texts, strict=False):
-            if isinstance(begun, int):
-                heading, caption, repeats = _SAID[begun]
-                found.append(_new_text(Text, (text, heading, caption, repeats)))
-                if repeats:
-                    links.append(text)
-            else:
-                found.append(begun)
+        found: list[Text | Image] = [
+            _new(Text, (text, *_SAID[begun])) if type(begun) is int else begun
+            for begun, text in zip(self.begun, texts, strict=False)
+        ]
         for above, below, stop in self.captions_above:
             found[above:stop] = found[below:stop] + found[above:below]
-        often = {text for text, n in Counter(links).items() if n >= REPEATED} if links else ()
+        links = Counter([b.text for b in found if type(b) is Text and b.repeats])
+        often = {text for text, n in links.items() if n >= REPEATED}
         if not often:
             return found
-        return [b for b in found if isinstance(b, Image) or not b.repeats or b.text not in often]
+        return [b for b in found if type(b) is Image or not b.repeats or b.text not in often]
 
     def _end_of_links(self) -> None:
         """Text outside of links in a block that began in one."""
         self.begun[-1] = self.heading | self.caption
         self.repeats = 0
 
-    def _enter(self, node: LexborNode, kind: int) -> bool:
+    def _enter(self, node: LexborNode, kind: int, attributes: Attributes) -> bool:
         """Whether the nodes below are to be walked."""
-        attributes = node.attributes
-        if attributes and is_furniture(node, attributes):
-            self.open = self.open and kind < FIRST_THAT_PARTS
-            return False
-        if kind == INLINE:
-            return True
-        if kind == BLOCK:
-            self.open = False
-            self.heading = 0
-            return True
         if kind >= FIRST_THAT_PARTS:
             self.open = False
             if kind != IMAGE:
@@ -277,7 +283,8 @@ class _Walk:
             self.captions_above.append((start, end, len(self.begun)))
 
     def _enter_image(self, node: LexborNode, attributes: Attributes) -> bool:
-        found = Image(self._joined(candidates(attributes, self.sources)), squeezed(attributes.get("alt")))
+        urls = self._joined(candidates(attributes, self.sources))
+        found = _new(Image, (urls, squeezed(attributes.get("alt")), False))
         last = self._last_image()
         # Some pages put the fallback before the lazy image, not after it.
         if last is not None and last.fallback and set(last.urls) & set(found.urls):
@@ -375,9 +382,11 @@ def _single_spaced(text: str) -> str:
     """Every run of white space as one blank. Not by `split`, which makes a string of every word."""
     text = text.replace("\n", " ").replace("\xa0", " ")
     text = text.replace("\t", " ").replace("\r", " ").replace("\f", " ")
-    data = np.frombuffer(text.encode(), np.uint8)
+    # All but ASCII as 16 bits: UTF-8 would take twice as long.
+    codec, unit = ("ascii", np.uint8) if text.isascii() else ("utf-16-le", np.dtype("<u2"))
+    data = np.frombuffer(text.encode(codec), unit)
     blank = data == ord(" ")
     again = blank[1:] & blank[:-1]
     if not again.any():
         return text
-    return data[:-1][~again].tobytes().decode() + text[-1:]
+    return data[:-1][~again].tobytes().decode(codec) + text[-1:]

@@ -35,10 +35,11 @@ _LAZY = frozenset(
     )
 )
 _SRCSETS = frozenset(("data-srcset", "data-lazy-srcset", "data-original-set", "srcset"))
-_NOTHING = re.compile(r"\s*(?:#|about:|data:image/(?:gif|svg\+xml)|\Z)", re.IGNORECASE)
-_STAND_IN = re.compile(
-    r"[/_-](?:blank|spacer|pixel|placeholder|transparent|lazy|lazyload|loading|grey|gray|1x1)"
-    r"\.(?:gif|png|svg|jpe?g)(?:\?|$)"
+_NOTHING = ("#", "about:", "data:image/gif", "data:image/svg+xml")
+_STAND_INS = frozenset(
+    f"{name}.{suffix}"
+    for name in "blank spacer pixel placeholder transparent lazy lazyload loading grey gray 1x1".split()  # noqa: SIM905
+    for suffix in ("gif", "png", "svg", "jpg", "jpeg")
 )
 # Pages carry these as ornaments; that they are not read is noted, and no reason to stop.
 UNREAD_SUFFIXES = (".svg", ".svgz", ".ico", ".bmp", ".tif", ".tiff", ".avif", ".heic")
@@ -62,6 +63,8 @@ def candidates(attributes: Mapping[str, str | None], sources: Iterable[str] = ()
     `sources` are the `srcset` values of the `<source>` elements before it in its `<picture>`.
     """
     src = (attributes.get("src") or "").strip()
+    if not sources and _SPECIAL.isdisjoint(attributes):
+        return (src,)
     sets, lazy = [*sources], []
     for name, value in attributes.items():
         if value and name in _SPECIAL:
@@ -80,23 +83,31 @@ def candidates(attributes: Mapping[str, str | None], sources: Iterable[str] = ()
 
 def from_srcset(value: str) -> list[str]:
     """The candidates of a `srcset`: the largest that is not larger than needed first, then downwards."""
-    sized: list[tuple[bool, float, int, str]] = []
-    for n, (url, rest) in enumerate(_CANDIDATE.findall(value[:20_000])):
-        size = _SIZE.search(rest)
-        number, unit = size.groups() if size else (1, "x")
-        number = float(number)
-        limit = MAX_WIDTH if unit == "w" else MAX_DENSITY
-        # Beyond the limit the smallest comes first, and all of them after those within it.
-        sized.append((number > limit, number if number > limit else -number, n, url.rstrip(",")))
-    sized.sort()
-    return [url for _, _, _, url in sized]
+    found = _CANDIDATE.findall(value[:20_000])
+    ranked = sorted([(_rank(size), n, url.rstrip(",")) for n, (url, size) in enumerate(found)])
+    return [url for _, _, url in ranked]
+
+
+@lru_cache(256)
+def _rank(size: str) -> tuple[bool, float]:
+    """The place of a candidate of this size (` 640w`, ` 2x`, or none) among the others."""
+    found = _SIZE.search(size)
+    number, unit = (float(found[1]), found[2]) if found else (1.0, "x")
+    # Beyond the limit the smallest comes first, and all of them after those within it.
+    beyond = number > (MAX_WIDTH if unit == "w" else MAX_DENSITY)
+    return beyond, number if beyond else -number
 
 
 def is_blank(reference: str) -> bool:
     """Whether the reference is empty, or stands in for an image that a script loads later."""
-    if _NOTHING.match(reference):
+    start = reference[:2000].lower().lstrip()
+    if not start or start.startswith(_NOTHING):
         return True
-    return _STAND_IN.search("/" + reference[:2000].lower()) is not None
+    # `/img/pixel.gif?x=1`, `/my-blank.png`: the word before the end, or before a question mark
+    words = start.replace("_", "/").replace("-", "/")
+    if "?" not in words:
+        return words.rpartition("/")[2] in _STAND_INS
+    return any(part.rpartition("/")[2] in _STAND_INS for part in words.split("?"))
 
 
 def absolute(reference: str, base: str) -> str:

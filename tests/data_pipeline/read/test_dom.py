@@ -306,7 +306,7 @@ def test_taming_takes_linear_time_on_tags_that_never_end(part):
 def test_taming_leaves_a_long_ordinary_page_as_it_is():
     page = "<div><p class=x>one <b>two</b> <a href='a>b'>three</a></div>\n<!-- <div><div> -->" * 3000
     assert len(page) > 65_536
-    assert tame(page) == page
+    assert tame(page) == page.encode()
     script = "<script>if(a<b)c<d;</script>" * 5000 + "<div><section>x</section></div>"
-    assert tame(script) == script
-    assert "<div>" * (MAX_DEPTH + 1) not in tame("<div>" * 20_000)
+    assert tame(script) == script.encode()
+    assert b"<div>" * (MAX_DEPTH + 1) not in tame("<div>" * 20_000)
