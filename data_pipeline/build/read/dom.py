@@ -16,28 +16,18 @@ from data_pipeline.build.cut import Block
 from data_pipeline.build.read.dom_facts import Facts, facts_of, squeezed
 from data_pipeline.build.read.dom_image import absolute, candidates, is_blank
 from data_pipeline.build.read.dom_tables import (
-    BLOCK,
-    BREAK,
     CAPTION,
-    CELL,
-    DROP,
     FIGURE,
-    FIRST_THAT_ENDS,
     FIRST_THAT_PARTS,
     FORM,
-    HEADING,
     IMAGE,
-    INLINE,
-    KINDS,
-    LINK,
     NOSCRIPT,
     PICTURE,
-    PLAIN,
     PRE,
     SOURCE,
-    is_furniture,
 )
 from data_pipeline.build.read.dom_tame import tame
+from data_pipeline.build.read.dom_walk import CAPTIONED, HEADED, MARK, REPEATS, Walk
 from data_pipeline.build.read.reading import Fault, Picture
 
 # A block of links alone that comes so often in a page ("Read more", "Reply") belongs to its furniture.
@@ -56,10 +46,7 @@ class Text(NamedTuple):
     repeats: bool = False  # made of links alone, and so left out where it comes REPEATED times
 
 
-# What the walk notes of a block of text where it begins.
-_HEADING, _CAPTION, _REPEATS = 1, 2, 4
-_SAID = [(bool(n & _HEADING), bool(n & _CAPTION), bool(n & _REPEATS)) for n in range(8)]
-_MARK = "\0"  # the parser leaves none in a text
+_SAID = [(bool(n & HEADED), bool(n & CAPTIONED), bool(n & REPEATS)) for n in range(8)]
 _new = tuple.__new__  # a third of the time of `Text(...)`, and a page has hundreds
 _WITHOUT_EVENTS = int(LexborDocumentOptions.WO_EVENTS)
 
@@ -98,87 +85,24 @@ def blocks(page: Page, resolver: Callable[[Image], Picture | Fault]) -> Iterator
             yield Block(cut=found) if isinstance(found, Fault) else Block(picture=found)
 
 
-class _Walk:
-    """One walk: the texts met, each block's after a `_MARK`, and for each mark what begins there.
-
-    Nodes nest as deep as the page likes, so the way back is a list.
-    """
+class _Walk(Walk):  # type: ignore[misc,valid-type]
+    """What the walk does at each kind of node but the most common ones, and what comes of it."""
 
     def __init__(self, base: str):
+        super().__init__()
         self.base = base
-        self.texts: list[str] = []
-        self.begun: list[int | Image] = []  # what is said of the text after the mark, or an image without one
-        self.open = False  # whether a block of text is being gathered
-        self.heading = self.caption = self.link = 0  # what is said of a block that begins now
-        self.repeats = 0  # whether the open block is made of links alone, as far as it goes
-        self.pre = 0
-        self.preformatted: list[int] = []  # blocks whose white space stays
         self.sources: list[str] = []
         self.figures: list[_Figure] = []
         # Where they begin and end, and their figures end.
         self.captions_above: list[tuple[int, int, int]] = []
 
-    def below(self, root: LexborNode) -> None:  # noqa: C901 - a call for each node takes as long as what it does
-        path: list[tuple[LexborNode, int]] = []
-        push, pop, gather, begin, kinds = path.append, path.pop, self.texts.append, self.begun.append, KINDS
-        node = root.first_child
-        while node is not None:
-            text = node.text_content
-            if text is not None:
-                if self.open:
-                    gather(text)
-                    if self.repeats and not (self.link or text.isspace()):
-                        self._end_of_links()
-                elif not text.isspace():
-                    if self.pre:
-                        self.preformatted.append(len(self.begun))
-                    begin(self.heading | self.caption | self.link)
-                    gather(_MARK)
-                    gather(text)
-                    self.open = True
-                    self.repeats = self.link
-                after = node.next
-            else:
-                kind = kinds[node.tag_id]
-                if kind == PLAIN:
-                    enters = True
-                elif kind == DROP:
-                    enters = False
-                else:
-                    attributes = node.attributes
-                    if attributes and is_furniture(node, attributes):
-                        self.open = self.open and kind < FIRST_THAT_PARTS
-                        enters = False
-                    elif kind == BLOCK:
-                        self.open = False
-                        self.heading = 0
-                        enters = True
-                    elif kind == INLINE:
-                        enters = True
-                    else:
-                        enters = self._enter(node, kind, attributes)
-                if enters:
-                    push((node, kind))
-                    after = node.first_child
-                else:
-                    after = node.next
-            while after is None and path:
-                node, kind = pop()
-                if kind == BLOCK:
-                    self.open = False
-                    self.heading = 0
-                elif kind >= FIRST_THAT_ENDS:
-                    self._leave(kind)
-                after = node.next
-            node = after
-
     def finished(self) -> list[Text | Image]:
         """The blocks, without links that come again and again."""
-        self.texts.append(_MARK)  # ASCII at both ends
+        self.texts.append(MARK)  # ASCII at both ends
         joined = "".join(self.texts)
-        texts = [text.strip(" ") for text in _single_spaced(joined).split(_MARK)[1:-1]]
+        texts = [text.strip(" ") for text in _single_spaced(joined).split(MARK)[1:-1]]
         if self.preformatted:
-            as_written = joined.split(_MARK)[1:-1]
+            as_written = joined.split(MARK)[1:-1]
             for n in self.preformatted:
                 texts[n] = _lines(as_written[n])
         found: list[Text | Image] = [
@@ -191,14 +115,9 @@ class _Walk:
         often = {text for text, n in links.items() if n >= REPEATED}
         if not often:
             return found
-        return [b for b in found if type(b) is Image or not b.repeats or b.text not in often]
+        return [b for b in found if isinstance(b, Image) or not b.repeats or b.text not in often]
 
-    def _end_of_links(self) -> None:
-        """Text outside of links in a block that began in one."""
-        self.begun[-1] = self.heading | self.caption
-        self.repeats = 0
-
-    def _enter(self, node: LexborNode, kind: int, attributes: Attributes) -> bool:
+    def enter(self, node: LexborNode, kind: int, attributes: Attributes) -> bool:
         """Whether the nodes below are to be walked."""
         if kind >= FIRST_THAT_PARTS:
             self.open = False
@@ -206,18 +125,12 @@ class _Walk:
                 self.heading = 0
         return _ENTER[kind](self, node, attributes)
 
-    def _leave(self, kind: int) -> None:
+    def leave(self, kind: int) -> None:
         if kind >= FIRST_THAT_PARTS:
             self.open = False
             self.heading = 0
-        if kind == LINK:
-            self.link = 0
-        elif kind in _LEAVE:
+        if kind in _LEAVE:
             _LEAVE[kind](self)
-
-    def _enter_heading(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.heading = _HEADING
-        return True
 
     def _enter_pre(self, node: LexborNode, attributes: Attributes) -> bool:
         self.pre += 1
@@ -226,25 +139,12 @@ class _Walk:
     def _enter_form(self, node: LexborNode, attributes: Attributes) -> bool:
         return _is_content(node)
 
-    def _enter_link(self, node: LexborNode, attributes: Attributes) -> bool:
-        # Without an address it is a place to go to, and its text is content.
-        self.link = _REPEATS if "href" in attributes else 0
-        return True
-
-    def _enter_break(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.texts.append("\n")
-        return False
-
-    def _enter_cell(self, node: LexborNode, attributes: Attributes) -> bool:
-        self._leave_cell()
-        return True
-
     def _enter_figure(self, node: LexborNode, attributes: Attributes) -> bool:
         self.figures.append(_Figure(len(self.begun)))
         return True
 
     def _enter_caption(self, node: LexborNode, attributes: Attributes) -> bool:
-        self.caption = _CAPTION
+        self.caption = CAPTIONED
         if self.figures:
             self.figures[-1].caption = len(self.begun)
         return True
@@ -264,9 +164,6 @@ class _Walk:
 
     def _leave_pre(self) -> None:
         self.pre -= 1
-
-    def _leave_cell(self) -> None:
-        self.texts.append(" ")
 
     def _leave_caption(self) -> None:
         self.caption = 0
@@ -315,7 +212,7 @@ class _Walk:
 
     def _put(self, image: Image) -> None:
         self.begun.append(image)
-        self.texts.append(_MARK)
+        self.texts.append(MARK)
         self.open = False
 
     def _joined(self, references: tuple[str, ...]) -> tuple[str, ...]:
@@ -334,11 +231,7 @@ class _Figure:
 
 
 _ENTER = {
-    HEADING: _Walk._enter_heading,
-    BREAK: _Walk._enter_break,
-    CELL: _Walk._enter_cell,
     PRE: _Walk._enter_pre,
-    LINK: _Walk._enter_link,
     IMAGE: _Walk._enter_image,
     PICTURE: _Walk._enter_picture,
     SOURCE: _Walk._enter_source,
@@ -350,7 +243,6 @@ _ENTER = {
 _LEAVE = {
     PICTURE: _Walk._leave_picture,
     PRE: _Walk._leave_pre,
-    CELL: _Walk._leave_cell,
     CAPTION: _Walk._leave_caption,
     FIGURE: _Walk._leave_figure,
 }

@@ -54,7 +54,8 @@ KINDS = _Kinds(
     for tag in tags.split()
 )
 
-_TELLING = frozenset(("hidden", "aria-hidden", "style", "role", "id"))
+TELLING = ("hidden", "aria-hidden", "style", "role", "id")  # beside `class`
+_TELLING = frozenset(TELLING)
 _ROLES = frozenset(
     "alert alertdialog banner complementary contentinfo dialog menu menubar navigation search toolbar".split()  # noqa: SIM905
 )
@@ -92,7 +93,7 @@ _FRAME = frozenset(("main", "article"))
 def is_furniture(node: LexborNode, attributes: dict[str, str | None]) -> bool:
     """Whether a node is hidden, or navigation, banner, share bar and the like."""
     classes = attributes.get("class")
-    if classes is not None and _has_token(classes) and node.tag not in _FRAME:
+    if classes is not None and has_token(classes) and node.tag not in _FRAME:
         return True
     if (classes is not None and len(attributes) == 1) or _TELLING.isdisjoint(attributes):
         return False
@@ -108,5 +109,5 @@ def is_furniture(node: LexborNode, attributes: dict[str, str | None]) -> bool:
 
 
 @lru_cache(4096)
-def _has_token(classes: str) -> bool:
+def has_token(classes: str) -> bool:
     return not _TOKENS.isdisjoint(classes.split())
