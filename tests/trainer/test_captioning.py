@@ -211,10 +211,12 @@ def test_scores_equal_pycocoevalcaps_python():
     ciders = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
     rouges = pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge()
     captions, references = made_up(60)
-    # An empty caption has no ROUGE there: it fails.
-    captions = {i: c or "a" for i, c in captions.items()}
-    references = {i: [r or "a" for r in rs] for i, rs in references.items()}
-    hyps, refs = [words(c) for c in captions.values()], [[words(r) for r in rs] for rs in references.values()]
+    captions |= {1: "", 2: "at 22\u00a03/4 street", 3: "at 22"}
+    references[1] = ["a", ""]  # two empty captions have an empty word in common
+    references[2] = ["22\u00a03/4 street", "22 street"]  # one token, which BLEU and CIDEr take for two words
+    references[3] = ["at 22\u00a03/4", "22\u00a0 a"]
+    hyps = [c.split(" ") if c else [] for c in captions.values()]
+    refs = [[r.split(" ") if r else [] for r in rs] for rs in references.values()]
     theirs = {i: [c] for i, c in captions.items()}
     assert bleu(hyps, refs) == pytest.approx(bleus.compute_score(references, theirs, verbose=0)[0], abs=1e-12)
     score, per_image = ciders.compute_score(references, theirs)

@@ -50,6 +50,7 @@ def bleu(hyps: Sequence[Tokens], refs: Sequence[Sequence[Tokens]]) -> list[float
 
 def _bleu_counts(hyp: Tokens, references: Sequence[Tokens]) -> list[int]:
     """What one image adds: matched n-grams by order, n-grams by order, length, closest reference length."""
+    hyp, references = _words(hyp), [_words(r) for r in references]
     matched, guessed = [], []
     for n in range(1, ORDERS + 1):
         grams = _grams(hyp, n)
@@ -88,9 +89,11 @@ def rouge_l(hyps: Sequence[Tokens], refs: Sequence[Sequence[Tokens]]) -> float:
 
 
 def _rouge_l(hyp: Tokens, references: Sequence[Tokens]) -> float:
+    # To the benchmark an empty caption is one empty word, which another empty caption has, too.
+    hyp, references = hyp or [""], [r or [""] for r in references]
     common = [_longest_common(hyp, r) for r in references]
-    precision = max(c / max(1, len(hyp)) for c in common)
-    recall = max(c / max(1, len(r)) for c, r in zip(common, references, strict=True))
+    precision = max(c / len(hyp) for c in common)
+    recall = max(c / len(r) for c, r in zip(common, references, strict=True))
     if not precision or not recall:
         return 0.0
     beta2 = ROUGE_BETA**2
@@ -124,6 +127,7 @@ def cider(hyps: Sequence[Tokens], refs: Sequence[Sequence[Tokens]]) -> Cider:
     """CIDEr. Document frequencies come from `refs` itself: the score of an image depends on the whole set,
     and a set of one image scores 0 (every word is in every document)."""
     _check(hyps, refs)
+    hyps, refs = [_words(h) for h in hyps], [[_words(r) for r in rs] for rs in refs]
     documents: Counter[Gram] = Counter()
     for references in refs:
         documents.update({g for r in references for n in range(1, ORDERS + 1) for g in _grams(r, n)})
@@ -197,6 +201,12 @@ def _bleu_named(scores: list[Array]) -> dict[str, Array]:
 
 
 # --- shared ---------------------------------------------------------------------------------------
+
+
+def _words(tokens: Tokens) -> Tokens:
+    """What BLEU and CIDEr count: the benchmark joins the tokens and cuts them anew at any space, so "22 3/4",
+    one token with a no-break space in it, is two words. ROUGE-L takes the tokens as they are."""
+    return " ".join(tokens).split()
 
 
 def _grams(tokens: Tokens, n: int) -> Counter[Gram]:

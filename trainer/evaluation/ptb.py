@@ -19,15 +19,27 @@ _NEXT_LINE = "\nA "
 
 _SPACE = r"[ \t\u00a0\u2000-\u200a\u3000]"
 _BREAK = r"[ \t\u00a0\u2000-\u200a\u3000\n]"
-_LETTER = r"(?:[^\W\d_¹²³¼-¾⁰-₉⅐-⅞]|[\u00ad\u0300-\u036f]|&[aeiou](?:acute|grave|uml);)"
+# Python's letters and digits that are none there: fractions, Roman numerals, numbers in circles.
+_NUMERALS = "¹²³¼-¾⁰⁴-⁹₀-₉⅐-ↂↅ-↉①-⒛⓪-⓿❶-➓〇〡-〩〸-〺㆒-㆕㈠-㈩㉈-㉏㉑-㉟㊀-㊉㊱-㊿"
+# Signs that are parts of words there: accents that combine, points and vowel signs, some that stand alone.
+_MARKS = (
+    r"\u00ad\u02c2-\u02c5\u02d2-\u02df\u02e5-\u036f\u0375\u0378\u0379\u0384\u0385\u03f6\u0483-\u0487\u055a-\u055f"
+    r"\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0615-\u061a\u064b-\u065e\u0670\u06d6-\u06e4\u06e7-\u06ed"
+    r"\u06fd\u06fe\u070f\u0711\u0730-\u074c\u07a6-\u07b0\u07eb-\u07f3\u0900-\u0903\u093c\u093e-\u094e\u0951-\u0955"
+    r"\u0962\u0963\u0981-\u0983\u09bc\u09be-\u09c4\u09c7\u09c8\u09cb-\u09cd\u09d7\u09e2\u09e3\u0a01-\u0a03\u0a3c"
+    r"\u0a3e-\u0a4f\u0a81-\u0a83\u0abc\u0abe-\u0acf\u0b82\u0bbe-\u0bc2\u0bc6-\u0bc8\u0bca-\u0bcd\u0c01-\u0c03"
+    r"\u0c3e-\u0c56\u0d3e-\u0d44\u0d46-\u0d48\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd"
+)
+_PURE = rf"[^\W\d_{_NUMERALS}]"
+_LETTER = rf"(?:{_PURE}|[{_MARKS}]|&[aeiou](?:acute|grave|uml);)"
 _WORD = rf"{_LETTER}(?:{_LETTER}|\d)*(?:[.!?]{_LETTER}(?:{_LETTER}|\d)*)*"
 _QUOTE = r"(?:['\u0092’]|&apos;)"
 _ANY_QUOTE = r"(?:['\u0092’`\u0091‘‛]|&apos;)"
 _ENDING = rf"{_QUOTE}(?:[msd]|re|ve|ll)"
 _NOT = rf"n{_ANY_QUOTE}t"
-_NUMBER = r"(?:\d+(?:[.:,]\d+)*|(?:[.:,]\d+)+)"
+_NUMBER = r"(?:\d+(?:[.:,\u00ad\u066b\u066c]\d+)*|(?:[.:,\u00ad\u066b\u066c]\d+)+)"
 _PART = r"[a-z0-9]+(?:-[a-z]+){0,2}"
-_SIGN = r"[^\W_¹²³¼-¾⁰-₉⅐-⅞]"
+_SIGN = rf"[^\W_{_NUMERALS}]"
 _PIECE = rf"(?:[dol]{_ANY_QUOTE}{_SIGN})?{_SIGN}+"
 _THING = rf"{_PIECE}(?:[-_\u058a\u2010\u2011]{_PIECE})*"
 _CAPITALS = r"(?-i:[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)"
@@ -86,8 +98,8 @@ def _word(token: str) -> str:
 
 
 def _latex(quotes: str) -> str:
-    single = re.sub("[\u0082\u0091‘‚‛‹]", "`", re.sub("[\u0092’›]|&apos;", "'", quotes))
-    return re.sub("[\u0084\u0093“„«]", "``", re.sub("[\u0094”»]", "''", single))
+    single = re.sub("[\u0082\u0091‘‛‹]", "`", re.sub("[\u0092’›]|&apos;", "'", quotes))
+    return re.sub("[\u0084\u0093“«]", "``", re.sub("[\u0094”»]", "''", single))
 
 
 def _quoted(token: str) -> str:
@@ -115,9 +127,9 @@ _RULES = (
         rf"{_QUOTE}n{_QUOTE}?|[ldj]{_QUOTE}|dunkin{_QUOTE}|somethin{_QUOTE}|ol{_QUOTE}|{_QUOTE}em"
         rf"|{_QUOTE}[2-9]0s|{_QUOTE}till?|{_QUOTE}cause|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l"
     ),
-    _rule(rf"cont'd\.?|(?-i:[A-HJ-XZn]){_ANY_QUOTE}[^\W\d_]{{2,}}|o{_ANY_QUOTE}o"),
-    _rule(rf"[^\W\d_]+[aeiouy]{_ANY_QUOTE}(?-i:[aeiouA-Z])[^\W\d_]*"),
-    _rule(rf"y{_QUOTE}", r"[^\W\d_]"),
+    _rule(rf"cont'd\.?|(?-i:[A-HJ-XZn]){_ANY_QUOTE}{_PURE}{{2,}}|o{_ANY_QUOTE}o"),
+    _rule(rf"{_PURE}+[aeiouy]{_ANY_QUOTE}(?-i:[aeiouA-Z]){_PURE}*"),
+    _rule(rf"y{_QUOTE}", _PURE),
     _rule(rf"https?://[^ \t\n\f\r\"<>|(){{}}]+{_URL_END}"),
     _rule(
         r"(?:www\.(?:[^ \t\n\f\r\"<>|.!?(){},]+\.)+[a-z]{2,4}"
@@ -132,7 +144,7 @@ _RULES = (
     _rule(_ENDING, "[^a-z]", _quoted),
     _rule(_NOT, "[^a-z]", _quoted),
     _rule(r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}"),
-    _rule(rf"[-+]?{_NUMBER}"),
+    _rule(rf"[-+]?{_NUMBER}", write=_word),
     _rule(r"[⁺⁻₊₋]?(?:[⁰¹²³⁴-⁹]+|[₀-₉]+)"),
     _rule(r"(?:\d{1,4}[- \u00a0])?\d{1,4}(?:\\?/|⁄)\d{1,4}", write=_joined),
     _rule(r"[¼-¾⅓-⅞]", write=lambda token: _FRACTIONS.get(token, token)),
@@ -151,7 +163,7 @@ _RULES = (
     _rule(rf"(?:{_SHORT})\.", r"[\s\S][\s\S]"),
     _rule(rf"(?:{_SHORT})\."),
     _rule(rf"(?:{_TITLE}|{_ACRONYM})\."),
-    _rule(rf"{_QUOTE}\d\d", _BREAK, _quoted),
+    _rule(rf"{_QUOTE}\d\d", _BREAK),
     _rule(rf"{_SIGN}+(?:\.{_SIGN}+)*\.(?:{_FILES})", rf"(?:{_BREAK}|[.?!,\"])"),
     _rule(rf"{_WORD}\.", "[,;:]", _word),
     _rule(
@@ -160,7 +172,7 @@ _RULES = (
         r"|(?:(?:\+\+?)?\d{2,4}\.)?\d{2,4}\.\d{3,4}\.\d{3,5}",
         write=_joined,
     ),
-    _rule(r"\"|&quot;|[`'\u0091\u0092‘’]'", write=_drop),
+    _rule(r"\"|&quot;|''", write=_drop),
     _rule("<<|>>"),
     _rule("<|&lt;", write=lambda _: "<"),
     _rule(">|&gt;", write=lambda _: ">"),
@@ -168,8 +180,9 @@ _RULES = (
     _rule(r"[\^x=~<>]\.\[\^x=~<>]|[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)", write=_joined),
     _rule(r"[()\[\]{}]", write=_BRACKETS.__getitem__),
     _rule("-+", write=lambda token: "" if len(token) < 5 else token),
-    _rule(r"\.{3,5}|[.…]|[,;:\u3001¡¿]", write=_drop),
-    _rule(r"@+|#+|_+|\*+"),
+    _rule(r"\.{3,5}|[.…]|[,;:]", write=_drop),
+    _rule(r"[¡¿\u037e\u0589\u061f\u06d4\u0700-\u0702\u07fa、。]"),
+    _rule(r"@+|#+|_+|\*+|(?:\\\*){1,3}"),
     _rule(r"[?!]+"),
     _rule(r"[=/]"),
     _rule(_HYPHENATED, write=_word),
@@ -180,9 +193,16 @@ _RULES = (
     _rule("'", r"[a-z][^ \t\n\u00a0]", _drop),
     _rule(rf"{_ENDING}|{_NOT}", write=_quoted),
     _rule("[`‘-‟‹›«»\u0082\u0084\u0091-\u0094]{1,2}|'|&apos;", write=_latex),
-    _rule(r"[+%&~^|\\¦§¨©¬®¯°-³´-º×÷†-•‰-‸⁂™←-⇿∀-⯿★\u2100-\u214f\uff01-\uff0f]"),
+    _rule(r"[+%&~^|\\¦§¨©¬®¯°-³´-º×÷†-•‰-‸⁂™←-⇿∀-⯿★\u2100-\u214f]"),
+    _rule(
+        r"[\u0387\u05be\u05c0\u05c3\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060c\u0614\u061b\u061e\u066a\u066d"
+        r"\u0703-\u070d\u07f6-\u07f8\u0964\u0965\u0e3f\u0e4f\u1fbd\u2016\u2017‣※‾-⁂⁄⁺-⁾₊-₎₤①-⒛⓪-⓿❶-➓"
+        r"〒・\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0\uffe1\uffe5\uffe6]"
+    ),
 )
 
+# A no-break space may begin an address, but not behind another space.
+_BLANK = re.compile(rf"[ \t]{_SPACE}*")
 # Most of a caption: words of small letters that no rule treats as more than a word, with a space behind.
 _PLAIN = re.compile(
     r"[ \t]*((?!(?:cannot|gonna|gotta|wanna|lemme|gimme)\b)[a-z]+)(?=[ \t])", re.IGNORECASE | re.ASCII
@@ -198,8 +218,8 @@ def tokenize(caption: str) -> list[str]:
         if plain := _PLAIN.match(text, place):
             tokens.append(plain.group(1).lower())
             place = plain.end()
-        elif text[place].isspace():
-            place += 1
+        elif blank := _BLANK.match(text, place):
+            place = blank.end()
         else:
             token, place = _longest(text, place)
             if token and token not in _DROPPED:
