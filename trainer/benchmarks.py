@@ -18,7 +18,7 @@ from trainer.distributed import World, from_main
 from trainer.evaluation.answering import Pair, answer, rank_texts, ranked_texts, shares
 from trainer.evaluation.asking import blind_partners, in_order
 from trainer.evaluation.layouts.read import read_task
-from trainer.evaluation.outcome import outcome
+from trainer.evaluation.outcome import name_first, outcome
 from trainer.evaluation.shown import extremes
 from trainer.evaluation.store import Record, opened
 from trainer.evaluation.suite import Subject
@@ -93,7 +93,8 @@ def _run(world: World, checkpoint: Opened, task: Task, asked: Asked, out: Path) 
             "of": len(read),
             "seed": asked.seed,
         }
-        result = _result(task, pairs, store.read(), owners, about, out)
+        named = pairs[0].question.options if task.metric == "classification" else texts
+        result = _result(task, pairs, store.read(), named, owners, about, out)
     found: dict[str, Any] = from_main(world, result)
     return found
 
@@ -121,6 +122,7 @@ def _result(
     task: Task,
     pairs: Sequence[Pair],
     kept: Mapping[str, Record],
+    texts: Sequence[str],
     owners: Sequence[int],
     about: Mapping[str, Any],
     out: Path,
@@ -147,12 +149,12 @@ def _result(
         records = [dict(kept[p.question.id]) for p in pairs]
         if task.ranked:
             _pair_blind(records, pairs)
+            name_first(task.metric, records, texts)
         result |= outcome(task, records, owners)
         result |= {"text_to_image": list(owners)} if owners else {}
         with commit(out / f"{task.name}.jsonl") as f:
             f.writelines(json.dumps(r, ensure_ascii=False).encode() + b"\n" for r in records)
-        if not task.ranked:
-            write_json(out / f"{task.name}.examples.json", extremes(records, [p.question for p in pairs]))
+        write_json(out / f"{task.name}.examples.json", extremes(records, [p.question for p in pairs]))
     write_json(out / f"{task.name}.json", result)
     return result
 

@@ -1,6 +1,7 @@
 """Tasks as data: every page reads the layout of its release, and says which file is missing where."""
 
 import json
+import subprocess
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from released import COLOURS, picture, release
 from trainer.evaluation.asking import asked, blind_partners, dialogue, drawn_examples, in_order
 from trainer.evaluation.layouts.read import read_task
 from trainer.evaluation.question import picture_bytes
-from trainer.evaluation.task import PAGES, Task, check_files, load_task, task_names
+from trainer.evaluation.task import PAGES, Part, Task, check_files, load_task, located, task_names
 
 N = 12
 RELEASED = [n for n in task_names() if n != "scenes"]  # scenes is a dataset: benchmarks/test_benchmarks.py
@@ -83,8 +84,28 @@ def test_a_file_that_is_not_the_one_of_the_checksum_is_refused(tmp_path):
     release("ai2d", tmp_path, N)
     page = load_task("ai2d").model_dump()
     page["evaluated"]["files"]["rows"]["sha256"] = "0" * 64
-    with pytest.raises(DataError, match=r"(?s)test-00000.*sha256"):
+    with pytest.raises(DataError, match=r"(?s)test-\*\.parquet.*sha256"):
         read_task(Task.model_validate(page), tmp_path)
+
+
+def test_several_files_have_the_sum_of_their_sums_as_coreutils_counts_it(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("b", "a", "B", "a_1"):
+        (tmp_path / "rows" / f"{name}.parquet").write_text(name)
+    command = "LC_ALL=C; sha256sum rows/*.parquet | cut -d' ' -f1 | sha256sum"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    file = {"path": "rows/*.parquet", "sha256": done.stdout.split()[0]}
+    part = Part.model_validate({"files": {"rows": file}})
+    assert len(located(part, tmp_path)["rows"]) == 4
+    (tmp_path / "rows/a.parquet").write_text("other")
+    with pytest.raises(DataError, match=rf"(?s)rows/\*\.parquet: its sha256 is .*{file['sha256']}.*Put the"):
+        located(part, tmp_path)
+
+
+def test_a_folder_has_no_checksum(tmp_path):
+    part = Part.model_validate({"files": {"images": {"path": ".", "sha256": "0" * 64}}})
+    with pytest.raises(ConfigError, match="a folder has no sha256; leave it null"):
+        located(part, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def compare_results(a: Result, b: Result) -> dict[str, Any]:
             "a": {"score": old, "answer": x.get("answer")},
             "b": {"score": new, "answer": y.get("answer")},
             "prompt": x.get("prompt"),
-            "truths": x["truths"],
+            "truths": x.get("labels", x["truths"]),
         }
         for x, y, old, new in zip(a.records, other, *alone, strict=True)
     ]

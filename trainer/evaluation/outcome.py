@@ -139,6 +139,17 @@ def each(metric: Metric, scores: Scored) -> list[float]:
     return [float(v) for v in scores.of_sums(scores.terms)[value]]
 
 
+def name_first(metric: Metric, records: Sequence[Record], texts: Sequence[str]) -> None:
+    """Adds to each record of a ranked task which text ranks first, also blind; `texts` stand as its scores.
+
+    Labels may be the same words, so a right one is known by its number: `labels` has its words.
+    """
+    for r in records:
+        r["answer"], r["blind_answer"] = (texts[int(np.argmax(r[k]))] for k in ("scores", "blind_scores"))
+        if metric == "classification":
+            r["labels"] = [texts[int(t)] for t in r["truths"]]
+
+
 def outcome(task: Task, records: Sequence[Record], owners: Sequence[int]) -> dict[str, Any]:
     """Scores, intervals, the blind baseline, and what was seen: own less blind, paired. Adds each record's
     own score, blind score and parsed answers to it."""

@@ -33,10 +33,11 @@ def _shown(record: Record, question: Question) -> dict[str, Any]:
     return {
         "id": record["id"],
         "image": thumbnail(picture_bytes(question.images[0])) if question.images else None,
-        "prompt": record["prompt"],
-        "answer": record["raw"],
-        "blind_answer": record["blind_raw"],
-        "truth": record["truths"],
+        # Where texts are ranked nobody is asked, and nothing is written.
+        "prompt": record.get("prompt", ""),
+        "answer": record.get("raw", record["answer"]),
+        "blind_answer": record.get("blind_raw", record["blind_answer"]),
+        "truth": record.get("labels", record["truths"]),
         "score": record["score"],
         "blind_score": record["blind_score"],
     }

@@ -4,6 +4,7 @@ No torch: pages and files are checked before a model is opened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,11 @@ class TaskFile(_Strict):
     path: str = Field(
         min_length=1, description="below the data root, under the release's own name; * for several"
     )
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="null: not known, not checked")
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="null: not known, not checked; of several files that of their checksums, a line each",
+    )
 
     @field_validator("path")
     @classmethod
@@ -162,13 +167,29 @@ def paths_of(file: TaskFile, root: Path) -> list[Path]:
 
 
 def located(part: Part, root: Path) -> dict[str, list[Path]]:
-    """The files by role. Raises DataError where one is not the file that its checksum names."""
+    """The files by role. Raises DataError where they are not those that their checksum names, ConfigError
+    where it is that of a folder."""
     found = {role: paths_of(file, root) for role, file in part.files.items()}
     for role, file in part.files.items():
-        for path in found[role] if file.sha256 else ():
-            if (digest := sha256_file(path)) != file.sha256:
-                raise DataError(f"{path}: its sha256 is {digest}, the release's is {file.sha256}")
+        if file.sha256 and (digest := _checksum(found[role])) != file.sha256:
+            raise DataError(
+                f"{root / file.path}: its sha256 is {digest}, the task page says {file.sha256}\n"
+                "  Put the release's own there, or correct `sha256` in a page of your own."
+            )
     return found
+
+
+def _checksum(paths: Sequence[Path]) -> str:
+    """The sha256 of one file; of several that of their checksums, a line each, by path."""
+    if folder := next((p for p in paths if p.is_dir()), None):
+        raise ConfigError(
+            f"{folder}: a folder has no sha256; leave it null there, and give that of the file that lists "
+            "its pictures"
+        )
+    digests = [sha256_file(p) for p in paths]
+    return (
+        digests[0] if len(digests) == 1 else sha256("".join(f"{d}\n" for d in digests).encode()).hexdigest()
+    )
 
 
 def check_pictures(task: Task, paths: Sequence[Path]) -> None:

@@ -67,7 +67,7 @@ def _samples(b: Benchmarked) -> dict[str, tuple[float, dict[str, Any]]]:
 
 
 def _asked(record: dict[str, Any]) -> tuple[str, str]:
-    truths = record.get("truths")
+    truths = record.get("labels", record.get("truths"))
     return _short(record.get("prompt")), _short(truths[0] if isinstance(truths, list) and truths else None)
 
 

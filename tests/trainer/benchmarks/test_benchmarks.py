@@ -36,10 +36,9 @@ def test_every_task_runs_to_a_score_with_an_interval_beside_its_blind_one(name, 
     assert primary in result["seen"]
     assert len(written(tmp_path, name)) == N
     assert json.loads((tmp_path / f"{name}.json").read_text())["scores"] == result["scores"]
-    if not load_task(name).ranked:
-        shown = json.loads((tmp_path / f"{name}.examples.json").read_text())
-        assert all(e["image"].startswith("data:image/") for e in shown["best"])
-        assert min(e["score"] for e in shown["best"]) >= max(e["score"] for e in shown["worst"])
+    shown = json.loads((tmp_path / f"{name}.examples.json").read_text())
+    assert all(e["image"].startswith("data:image/") for e in shown["best"])
+    assert min(e["score"] for e in shown["best"]) >= max(e["score"] for e in shown["worst"])
 
 
 def with_batch(opened, batch):
@@ -170,6 +169,24 @@ def test_blind_is_the_same_question_with_another_picture(opened, data, tmp_path)
         assert r["blind_scores"] != r["scores"]
         assert json.dumps(r["blind_scores"]) in own
     assert result["primary"] == "top1"
+
+
+def test_ranked_samples_show_the_text_that_ranks_first_beside_the_right_one(opened, data, tmp_path):
+    run(opened, data, tmp_path, page("imagenet"), page("coco_retrieval", n=N))
+    lines = (data / "imagenet/LOC_synset_mapping.txt").read_text().splitlines()
+    labels = [line.split(" ", 1)[1].split(",")[0] for line in lines]
+    for r in written(tmp_path, "imagenet"):
+        for scores, said in (("scores", r["answer"]), ("blind_scores", r["blind_answer"])):
+            assert said == labels[r[scores].index(max(r[scores]))]
+        assert r["labels"] == [labels[int(r["truths"][0])]]
+        assert r["score"] == (r["answer"] == r["labels"][0])
+    captions = [t for r in written(tmp_path, "coco_retrieval") for t in r["truths"][:5]]
+    for r in written(tmp_path, "coco_retrieval"):
+        assert r["answer"] == captions[r["scores"].index(max(r["scores"]))]
+    for name, truths in (("imagenet", labels), ("coco_retrieval", captions)):
+        shown = json.loads((tmp_path / f"{name}.examples.json").read_text())
+        for e in [*shown["best"], *shown["worst"]]:
+            assert {e["answer"], e["blind_answer"], *e["truth"][:5]} <= set(truths)
 
 
 def test_the_likelihood_of_a_text_is_that_of_the_model_alone_on_it(opened, data, tmp_path):
