@@ -245,7 +245,8 @@ def _hashes(args: argparse.Namespace) -> int:
     found = write_hashes(read_task(task, args.data)[0], args.out)
     print(
         f"{task.name}: {found['samples']} samples, {found['images']} images, in {args.out}\n"
-        f"  search a dataset for them:  fovea data decontaminate DATASET --benchmark {args.out}"
+        "  search a dataset for them:  fovea data decontaminate DATASET "
+        f"--benchmark {args.out} --out pairs.html"
     )
     return 0
 

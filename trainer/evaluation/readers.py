@@ -51,6 +51,9 @@ from trainer.evaluation.relaxed import score_relaxed
 from trainer.evaluation.retrieval import score_retrieval
 from trainer.evaluation.vqa import score_vqa
 
+MOST_NATS = 700
+"""A token: e to more is beyond what a float holds."""
+
 
 def _captions(predictions: Path, references: Path) -> Scored:
     return score_captions(*read_captions(predictions, references))
@@ -225,6 +228,11 @@ def _perplexity(predictions: Path, references: Path) -> Scored:
     for r, count in zip(documents.values(), tokens, strict=True):
         if count < 1 or count % 1:
             raise DataError(f"{r.where}: tokens must be a whole number, 1 or more, found {count:g}")
+        if (each := nats[r.id("id")] / count) > MOST_NATS:
+            raise DataError(
+                f"{r.where}: {each:.4g} nats a token make no perplexity; expected {MOST_NATS} or less: "
+                f"write natural logarithms into {predictions}, summed over the tokens of each document"
+            )
     sources = [r.text("source") for r in documents.values()]
     return score_perplexity([nats[i] for i in documents], tokens, sources, list(documents))
 

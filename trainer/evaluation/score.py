@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import ConfigError, DataError
 from trainer.evaluation.intervals import compare, intervals
 from trainer.evaluation.meteor import meteor, why_not
 from trainer.evaluation.ptb import tokenize
@@ -41,6 +41,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    for option in ("meteor", "spice"):
+        if getattr(args, option) and args.metric != "captions":
+            raise ConfigError(f"--{option} belongs to the metric captions, not to {args.metric}")
     result = score(args.metric, args.predictions, args.references, args.compare)
     if args.metric == "captions":
         result |= _by_java(args.predictions, args.references, args.meteor, args.spice)

@@ -45,6 +45,17 @@ def test_items_have_the_hash_that_a_dataset_s_images_have(hashed, tmp_path, copi
         assert blake3(length + p.read_bytes()).hexdigest(length=16) == p.stem
 
 
+def test_the_command_that_is_shown_next_runs(tmp_path, copies, capsys):
+    release("okvqa", tmp_path, N)
+    out = tmp_path / "hashes"
+    assert main(["eval", "--hashes", "okvqa", "--data", str(tmp_path), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out.split("fovea ")[-1].split()
+    copies.dataset(tmp_path / "dataset", [("train", [copies.document("one", "a page about nothing much")])])
+    words = {"DATASET": str(tmp_path / "dataset"), "pairs.html": str(tmp_path / "pairs.html")}
+    assert main([words.get(w, w) for w in shown]) == 0
+    assert (tmp_path / "pairs.html").is_file()
+
+
 def test_decontamination_finds_a_picture_in_another_size_and_a_question_in_a_document(
     hashed, tmp_path, copies
 ):

@@ -15,6 +15,7 @@ from score_files import (
     lines,
     without_intervals,
 )
+from trainer.cli import main
 from trainer.evaluation.score import score
 
 
@@ -183,6 +184,12 @@ def pages(metric):
             {"data": [{"id": "a", "source": "web", "tokens": 0}]},
             "tokens must be a whole number, 1 or more",
         ),
+        (
+            "perplexity",
+            [{"id": "a", "nats": 2e3}],
+            {"data": [{"id": "a", "source": "web", "tokens": 2}]},
+            "references.json: annotation 0: 1000 nats a token .* expected 700 or less",
+        ),
     ],
 )
 def test_a_wrong_file_of_any_metric_is_named(write, metric, predictions, references, says):
@@ -221,3 +228,10 @@ def test_a_file_that_is_no_text_is_a_data_error(write):
     predictions.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"predictions\.json: not JSON"):
         score("vqa", predictions, references)
+
+
+@pytest.mark.parametrize("option", ["--meteor", "--spice"])
+def test_an_option_of_captions_is_refused_elsewhere(write, option, capsys):
+    predictions, references = map(str, write(ANSWERS, {"annotations": QUESTIONS}))
+    assert main(["score", "vqa", "--predictions", predictions, "--references", references, option]) == 2
+    assert f"fovea: {option} belongs to the metric captions, not to vqa" in capsys.readouterr().err
