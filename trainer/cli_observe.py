@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.cli_parser import Verbs, add_verb
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
     from trainer.config import Stage
@@ -76,6 +76,10 @@ def _status(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from trainer.observe.report import write_report
 
+    if not args.run.is_dir():
+        raise PreflightError(
+            f"{args.run}: no such directory\n  Name the directory that `fovea train --run DIR` was given."
+        )
     out = args.out or args.run / "report.html"
     write_report(args.run, out)
     print(f"wrote {out}")

@@ -401,7 +401,8 @@ class Recipe(_Part):
         if name not in names:
             raise ConfigError(
                 f"recipe '{self.name}' has no suite '{name}'{nearest(name, names)}\n"
-                f"  Suites: {', '.join(names)}; a suite is named under evaluation.suites"
+                f"  Suites: {', '.join(names)}; a suite is named under evaluation.suites, "
+                "in a run that has begun in its recipe.resolved.yaml"
             )
         return self.evaluation.suites[name]
 

@@ -1,5 +1,6 @@
 """A report is made of whatever there is: empty, cut off or foreign files do not stop it."""
 
+from trainer.cli import main
 from trainer.observe.report import write_report
 from written_run import STAGES, make_run, write_dataset, write_recipe, write_stage
 
@@ -16,6 +17,12 @@ def test_an_empty_directory_makes_a_page_that_says_so(tmp_path):
         "No manifest",
     ):
         assert said in page
+
+
+def test_a_run_that_is_not_there_is_refused_and_not_made(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "rnu")]) == 3
+    assert "rnu: no such directory" in capsys.readouterr().err
+    assert not (tmp_path / "rnu").exists()
 
 
 def test_a_run_with_a_recipe_and_no_step_yet(tmp_path):
