@@ -1,7 +1,8 @@
-"""What the verbs of `fovea` share: how they are declared, and whole numbers as arguments."""
+"""What the verbs of `fovea` share: how they are declared; whole numbers and files to write as arguments."""
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -45,6 +46,13 @@ def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1")
     return value
+
+
+def new_file(text: str) -> Path:
+    """Where a file is to be written: better refused now than after hours of work."""
+    if (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory: name a file, {path / 'NAME'} say")
+    return path
 
 
 def natural(text: str) -> int:

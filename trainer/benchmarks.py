@@ -56,6 +56,12 @@ def run_tasks(world: World, checkpoint: Opened, asked: Asked) -> list[dict[str, 
     if out is None:
         raise ConfigError(f"{checkpoint.name} belongs to no run: name a directory for the results with --out")
     check_files(asked.tasks, asked.data)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(
+            f"{out}: no directory for results can be made there ({e.strerror}): name another with --out"
+        ) from None
     return [_run(world, checkpoint, task, asked, out) for task in asked.tasks]
 
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.cli_parser import Verbs, add_verb, natural, positive
+from data_pipeline.cli_parser import Verbs, add_verb, natural, new_file, positive
 from data_pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def add_eval_verbs(verbs: Verbs) -> None:
     p.add_argument("a", type=Path, metavar="A", help="TASK.json, or a directory of them")
     p.add_argument("b", type=Path, metavar="B")
     p.add_argument("--samples", type=natural, default=10, metavar="N", help="differences shown (%(default)s)")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write all differences there, sample by sample")
+    p.add_argument("--json", type=new_file, metavar="FILE", help="all differences, sample by sample")
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -127,6 +127,8 @@ def _heldout(args: argparse.Namespace) -> int:
     from trainer.quiet import quiet_libraries
     from trainer.signals import abandoning
 
+    if args.out and args.out.is_dir():
+        raise ConfigError(f"--out {args.out} is a directory: name a file for the held-out results")
     with abandoning("the evaluation"):  # its results are written at its end
         quiet_libraries()
         from data_pipeline.manifest import write_json

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.cli_parser import Verbs, add_verb
+from data_pipeline.cli_parser import Verbs, add_verb, new_file
 from data_pipeline.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_observe_verbs(verbs: Verbs) -> None:
 
     p = add_verb(verbs, "report", _report, "one HTML page about a run", "fovea report runs/demo")
     p.add_argument("run", type=Path, metavar="RUN")
-    p.add_argument("--out", type=Path, metavar="FILE", help="(RUN/report.html)")
+    p.add_argument("--out", type=new_file, metavar="FILE", help="(RUN/report.html)")
 
 
 def add_profile_option(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from trainer.cli import main
 from trainer.engine.attempts import Attempt, Lease
 
 
@@ -142,3 +143,20 @@ def test_help_is_quick_and_loads_no_torch(fovea):
     assert done.returncode == 0
     for verb in ("demo", "data", "train", "eval", "score", "export", "report", "backbones"):
         assert verb in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare", "a", "b", "--json"], "is a directory: name a file"),
+        (["report", "run", "--out"], "is a directory: name a file"),
+        (["eval", "run/stage", "--out"], "is a directory: name a file for the held-out results"),
+    ],
+)
+def test_a_directory_in_place_of_a_file_to_write_is_refused_before_any_work(words, says, tmp_path, capsys):
+    try:
+        code = main([*words, str(tmp_path)])
+    except SystemExit as e:  # by the parser
+        code = e.code
+    assert code == 2
+    assert says in capsys.readouterr().err

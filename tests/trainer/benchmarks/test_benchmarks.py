@@ -292,6 +292,12 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path):
         open_subject(alone(), tmp_path, 4)
 
 
+def test_a_file_in_place_of_the_directory_of_results_is_refused(opened, data, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match=r"out: no directory .* \(File exists\): name another with --out"):
+        run(opened, data, tmp_path / "out", page("docvqa"))
+
+
 def test_a_second_evaluation_of_the_same_place_is_refused(opened, data, tmp_path):
     from fcntl import LOCK_EX, flock  # noqa: PLC0415
 
