@@ -113,7 +113,7 @@ def _save(run: Run, oversight: Oversight, saver: Saver) -> None:
     _finish(run, oversight, saver)
     oversight.may_save(run.world, run.state.step)
     saver.begin(run.state, run.fingerprints)
-    if not run.stage.checkpoint_async:
+    if not saver.in_background:
         _finish(run, oversight, saver)
 
 

@@ -25,6 +25,8 @@ from trainer.engine.initialize import require
 SHIPPED = sorted(Path("ds_configs").glob("*.json"))
 Z3 = {"stage": 3, "stage3_param_persistence_threshold": 0}
 CPU = {"device": "cpu"}
+NVME = {"device": "nvme", "nvme_path": "/x"}
+READ = {"pipeline_read": True}
 
 
 def merged(config):
@@ -125,6 +127,18 @@ REFUSED = {
         {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}},
         "only with stage 3",
     ),
+    "weights on a drive": (
+        {"zero_optimization": {**Z3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}},
+        "offload_param: device nvme: .* in no checkpoint; set it to cpu",
+    ),
+    "one room for two parts": (
+        {"zero_optimization": {**Z3, "offload_optimizer": {**NVME, **READ, "buffer_count": 7}}},
+        "buffer_count 7: 8 are needed",
+    ),
+    "DeepSpeed's default for three parts": (
+        {"zero_optimization": {**Z3, "offload_optimizer": {**NVME, **READ, "pipeline_write": True}}},
+        "buffer_count 4: 12 are needed",
+    ),
     "hpZ at stage 2": (
         {"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 2}},
         "only with stage 3",
@@ -180,12 +194,11 @@ def test_quantisation_without_a_gpu_is_refused(key):
     require({"zero_optimization": {**Z3, "zero_hpz_partition_size": 2}})
 
 
-@pytest.mark.parametrize("part", ["offload_param", "offload_optimizer"])
-def test_a_drive_that_cannot_be_used_is_refused(part, tmp_path):
+def test_a_drive_that_cannot_be_used_is_refused(tmp_path):
     says = "is no directory" if AsyncIOBuilder().is_compatible(verbose=False) else "libaio"
     drive = {"device": "nvme", "nvme_path": str(tmp_path / "missing")}
     with pytest.raises(PreflightError, match=says):
-        require({"zero_optimization": {**Z3, part: drive}})
+        require({"zero_optimization": {**Z3, "offload_optimizer": drive}})
 
 
 @pytest.mark.slow

@@ -36,25 +36,41 @@ class Fp16(_Part):
 class _Offload(_Part):
     device: Literal["none", "cpu", "nvme"] = "none"
     nvme_path: str | None = None
-    buffer_count: Elements = 5
     pin_memory: bool = True
-
-    @model_validator(mode="after")
-    def _has_a_place(self) -> "_Offload":
-        if self.device == "nvme" and not self.nvme_path:
-            raise ValueError("device nvme needs nvme_path, a directory on a local drive of every node")
-        return self
 
 
 class OffloadParam(_Offload):
+    buffer_count: Elements = 5
     buffer_size: Elements = 10**8
     max_in_cpu: Elements = 10**9
 
+    @model_validator(mode="after")
+    def _is_in_memory(self) -> "OffloadParam":
+        if self.device == "nvme":
+            raise ValueError(
+                "device nvme: what is there would be in no checkpoint; set it to cpu, and offload_optimizer, "
+                "which is six times as large, to nvme"
+            )
+        return self
+
 
 class OffloadOptimizer(_Offload):
+    buffer_count: Elements = 4
     pipeline_read: bool = False
     pipeline_write: bool = False
     fast_init: bool = False
+
+    @model_validator(mode="after")
+    def _has_room(self) -> "OffloadOptimizer":
+        if self.device == "nvme" and not self.nvme_path:
+            raise ValueError("device nvme needs nvme_path, a directory on a local drive of every node")
+        needed = 4 * (1 + self.pipeline_read + self.pipeline_write)
+        if self.device == "nvme" and self.buffer_count < needed:
+            raise ValueError(
+                f"buffer_count {self.buffer_count}: {needed} are needed, four (weights, gradients, two "
+                "moments) for the part that is updated, and for those that are read and written meanwhile"
+            )
+        return self
 
 
 class Zero(_Part):

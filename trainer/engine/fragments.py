@@ -6,6 +6,7 @@ Nothing here depends on the number of ranks but where a run begins and ends.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import deepspeed
@@ -16,6 +17,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from data_pipeline.errors import PreflightError
+from trainer.engine.swapped import Swapped
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -61,16 +63,53 @@ class Held:
 class _Place:
     """`length` elements of `parameter`, from `start` on, stand in `flat` from `offset` on.
 
-    `flat` is what the optimizer `by` takes for a parameter. `whole`: all ranks hold all of it.
+    `whole`: all ranks hold all of it.
     """
 
     parameter: nn.Parameter
     start: int
     length: int
-    flat: torch.Tensor
+    flat: "_Flat"
     offset: int
-    by: torch.optim.Optimizer
     whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Flat:
+    """What the optimizer `by` takes for a parameter; `swapped` where it holds no memory between two steps."""
+
+    taken: torch.Tensor
+    by: torch.optim.Optimizer
+    swapped: Swapped | None = None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The optimizer's own; as its first step would begin it, where there was none yet."""
+        state = self.by.state[self.taken]
+        if not state:
+            if isinstance(self.by, DeepSpeedCPUAdam):
+                state["step"] = 0
+            else:
+                group = self.by.param_groups[0]
+                on_device = group["fused"] or group["capturable"]
+                device = self.taken.device if on_device else torch.device("cpu")
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            if self.swapped:
+                self.swapped.begin(MOMENTS)
+            else:
+                state |= {moment: torch.zeros_like(self.taken.detach()) for moment in MOMENTS}
+        return state
+
+    @cached_property
+    def weight(self) -> torch.Tensor:
+        return self.swapped.mapped(0) if self.swapped else self.taken.detach()
+
+    @cached_property
+    def moments(self) -> dict[str, torch.Tensor]:
+        state = self.state
+        if self.swapped:
+            return {moment: self.swapped.mapped(n) for n, moment in enumerate(MOMENTS, start=1)}
+        return {moment: state[moment] for moment in MOMENTS}
 
 
 def held(engine: deepspeed.DeepSpeedEngine) -> Held:
@@ -81,8 +120,7 @@ def held(engine: deepspeed.DeepSpeedEngine) -> Held:
     trained: set[nn.Parameter] = set()
     for place in _places(engine):
         trained.add(place.parameter)
-        state = _moments(place)
-        for slot, flat in ((WEIGHT, place.flat), *((m, state[m]) for m in MOMENTS)):
+        for slot, flat in {WEIGHT: place.flat.weight, **place.flat.moments}.items():
             found.append(_trained(place, names[place.parameter], slot, flat, rank, ranks))
     for parameter, name in names.items():
         if not parameter.requires_grad and parameter not in trained:
@@ -104,7 +142,7 @@ def trained_weights(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
     names = {p: name for name, p in engine.module.named_parameters()}
     rank, ranks = engine.global_rank, engine.world_size
     for place in _places(engine):
-        yield _trained(place, names[place.parameter], WEIGHT, place.flat, rank, ranks)
+        yield _trained(place, names[place.parameter], WEIGHT, place.flat.weight, rank, ranks)
 
 
 def clear(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -115,8 +153,8 @@ def clear(engine: deepspeed.DeepSpeedEngine) -> None:
     if isinstance(engine.optimizer, DeepSpeedZeroOptimizer_Stage3):
         engine.optimizer.checkpoint_event_prologue()
     for place in _places(engine):
-        for flat in (place.flat, *(_moments(place)[m] for m in MOMENTS)):
-            flat.detach().zero_()
+        for values in (place.flat.weight, *place.flat.moments.values()):
+            values.zero_()
 
 
 def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -124,9 +162,12 @@ def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
     optimizer = engine.optimizer
     match optimizer:
         case DeepSpeedZeroOptimizer_Stage3():
-            for place in _places(engine):
+            places = list(_places(engine))
+            for place in places:
                 part = place.parameter.ds_tensor.data.view(-1)
-                part.copy_(place.flat.detach().narrow(0, place.offset, part.numel()))
+                part.copy_(place.flat.weight.narrow(0, place.offset, part.numel()))
+            for swapped in {place.flat.swapped for place in places if place.flat.swapped}:
+                swapped.flush()
             optimizer.checkpoint_event_epilogue()
         case DeepSpeedZeroOptimizer():
             optimizer.update_lp_params()
@@ -134,7 +175,7 @@ def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
 
 def counts(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
     """The few numbers beside the tensors, alike on all ranks: plain JSON."""
-    taken = {int(_moments(place)["step"]) for place in _places(engine)}
+    taken = {int(place.flat.state["step"]) for place in _places(engine)}
     assert len(taken) <= 1, f"parameters were updated {sorted(taken)} times"
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     return {
@@ -149,7 +190,7 @@ def counts(engine: deepspeed.DeepSpeedEngine) -> dict[str, Any]:
 def set_counts(engine: deepspeed.DeepSpeedEngine, given: dict[str, Any]) -> None:
     """Those of `counts`, put back."""
     for place in _places(engine):
-        state = _moments(place)
+        state = place.flat.state
         if torch.is_tensor(state["step"]):
             state["step"].fill_(given["optimizer_step"])
         else:
@@ -167,8 +208,7 @@ def refuse_out_of_reach(engine: deepspeed.DeepSpeedEngine) -> None:
     optimizer = engine.optimizer
     inner = getattr(optimizer, "optimizer", optimizer)
     reasons = {
-        "offload to NVMe": getattr(optimizer, "swap_optimizer", False)
-        or getattr(optimizer, "params_in_nvme_and_cpu", False),
+        "offload_param to NVMe": getattr(optimizer, "params_in_nvme_and_cpu", False),
         "offload_optimizer.ratio below 1": getattr(optimizer, "partial_offload", 1.0) != 1.0,
         "zero_quantized_nontrainable_weights": any(
             hasattr(getattr(p, "ds_tensor", None), "ds_quant_scale") for p in engine.module.parameters()
@@ -184,41 +224,30 @@ def _places(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Place]:
     optimizer = engine.optimizer
     match optimizer:
         case DeepSpeedZeroOptimizer_Stage3():
-            for group, flat in zip(
-                optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True
-            ):
+            groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
+            for number, (group, taken) in enumerate(groups):
+                swapped = Swapped.of(optimizer, number)
+                flat = _Flat(taken=taken, by=optimizer.optimizer, swapped=swapped)
                 offset = 0
                 for p in group:
                     start, length = _part(p, engine)
-                    yield _Place(
-                        parameter=p,
-                        start=start,
-                        length=length,
-                        flat=flat,
-                        offset=offset,
-                        by=optimizer.optimizer,
-                    )
+                    yield _Place(parameter=p, start=start, length=length, flat=flat, offset=offset)
                     offset += p.partition_numel()
         case DeepSpeedZeroOptimizer():
-            for group, flat in zip(
+            for group, taken in zip(
                 optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
             ):
+                flat = _Flat(taken=taken, by=optimizer.optimizer)
                 for p in group:
                     if p._hp_mapping is not None:
                         ours, theirs = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
                         yield _Place(
-                            parameter=p,
-                            start=ours.start,
-                            length=ours.numel,
-                            flat=flat,
-                            offset=theirs.start,
-                            by=optimizer.optimizer,
+                            parameter=p, start=ours.start, length=ours.numel, flat=flat, offset=theirs.start
                         )
         case _:
             for p in (p for group in optimizer.param_groups for p in group["params"]):
-                yield _Place(
-                    parameter=p, start=0, length=p.numel(), flat=p, offset=0, by=optimizer, whole=True
-                )
+                flat = _Flat(taken=p, by=optimizer)
+                yield _Place(parameter=p, start=0, length=p.numel(), flat=flat, offset=0, whole=True)
 
 
 def _part(parameter: nn.Parameter, engine: deepspeed.DeepSpeedEngine) -> tuple[int, int]:
@@ -228,7 +257,7 @@ def _part(parameter: nn.Parameter, engine: deepspeed.DeepSpeedEngine) -> tuple[i
 
 
 def _trained(place: _Place, name: str, slot: str, flat: torch.Tensor, rank: int, ranks: int) -> Fragment:
-    values = flat.detach().view(-1).narrow(0, place.offset, place.length)
+    values = flat.view(-1).narrow(0, place.offset, place.length)
     mine = _even(place.length, rank, ranks) if place.whole else slice(None)
     return Fragment(slot=slot, name=name, start=place.start, values=values, mine=mine)
 
@@ -241,22 +270,6 @@ def _frozen(name: str, parameter: nn.Parameter, engine: deepspeed.DeepSpeedEngin
     values = parameter.data.view(-1)
     mine = _even(values.numel(), engine.global_rank, engine.world_size)
     return Fragment(slot=WEIGHT, name=name, start=0, values=values, mine=mine, frozen=True)
-
-
-def _moments(place: _Place) -> dict[str, Any]:
-    """The optimizer's state of a parameter; as its first step would begin it, where there was none yet."""
-    state = place.by.state[place.flat]
-    if not state:
-        if isinstance(place.by, DeepSpeedCPUAdam):
-            state["step"] = 0
-        else:
-            group = place.by.param_groups[0]
-            on_device = group["fused"] or group["capturable"]
-            device = place.flat.device if on_device else torch.device("cpu")
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        for moment in MOMENTS:
-            state[moment] = torch.zeros_like(place.flat.detach())
-    return state
 
 
 def _even(length: int, rank: int, ranks: int) -> slice:

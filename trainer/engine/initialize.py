@@ -12,6 +12,7 @@ from deepspeed.utils import set_z3_leaf_module
 from torch import nn
 
 from data_pipeline.errors import PreflightError
+from trainer.engine.swapped import claim
 
 
 def initialize(
@@ -25,11 +26,14 @@ def initialize(
 ) -> deepspeed.DeepSpeedEngine:
     """The engine over `model` (all ranks). `groups` say what is trained; each may carry an `lr_scale`.
 
-    ZeRO-3 gathers the weights of each module of `whole` at once, not layer by layer inside of it.
+    ZeRO-3 gathers the weights of each module of `whole` at once, not layer by layer inside of it. Raises
+    PreflightError where another run has its optimizer in the same folder of a drive.
     """
     for module in whole:
         set_z3_leaf_module(module, True)
     without_shared_memory_operator()
+    if drive := _drive(config):
+        claim(drive, torch.distributed.get_rank())
     optimizer = torch.optim.AdamW([dict(g) for g in groups], lr=lr, betas=betas)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
@@ -50,10 +54,14 @@ def require(config: dict[str, Any]) -> None:
             "which cannot be built here.\n"
             "  `ds_report` says what is missing; or remove them."
         )
-    for part in ("offload_param", "offload_optimizer"):
-        offload = zero.get(part, {})
-        if offload.get("device") == "nvme":
-            _require_drive(f"ds_config: zero_optimization.{part}", offload["nvme_path"])
+    if drive := _drive(config):
+        _require_drive("ds_config: zero_optimization.offload_optimizer", drive)
+
+
+def _drive(config: dict[str, Any]) -> str | None:
+    """The folder of a drive on which `config` has the optimizer."""
+    offload = config.get("zero_optimization", {}).get("offload_optimizer", {})
+    return offload["nvme_path"] if offload.get("device") == "nvme" else None
 
 
 def _require_drive(what: str, path: str) -> None:

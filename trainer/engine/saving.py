@@ -36,6 +36,7 @@ from trainer.engine.commit import give_name, patiently, tell, tensors_of
 from trainer.engine.fragments import Held, counts, held
 from trainer.engine.staging import Staging
 from trainer.engine.state import TrainState
+from trainer.engine.swapped import on_a_drive
 
 _FROZEN = "frozen"
 _LOOK_S = 0.02  # between two looks at what other ranks have written
@@ -72,9 +73,11 @@ class Saver:
     """Writes the checkpoints of a stage. `keep` of them stay; `frozen` are its frozen weights, where a
     checkpoint has them already.
 
-    `in_background`: `begin` copies and returns. `staging`: the copy goes to this directory on the node's own
-    disk, not to the host's memory. `may_commit` is asked on rank 0 before a checkpoint gets its name, and
-    `at_commit` is told its step and seconds once it has it, both by the thread; `before_write` is told its
+    `in_background`: `begin` copies and returns. The attribute of that name says whether training may go on
+    then: it may not where the optimizer is on a drive and nothing is staged, as that is not copied to memory.
+    `staging`: the copy goes to this directory on the node's own disk, not to the host's memory. `may_commit`
+    is asked on rank 0 before a checkpoint gets its name, and `at_commit` is told its step and seconds once it
+    has it, both by the thread; `before_write` is told its
     step on each rank, and may raise OSError. All but `abandon` and `stall` are for all ranks together.
     """
 
@@ -97,7 +100,8 @@ class Saver:
         self._frozen = frozen.name if frozen else None
         self._has_frozen = frozen is not None
         self._staging = Staging(staging, stage_dir, world.rank) if staging else None
-        self._copies = in_background and staging is None
+        self.in_background = in_background and (staging is not None or not on_a_drive(engine))
+        self._copies = self.in_background and staging is None
         self._may_commit, self._at_commit, self._before_write = may_commit, at_commit, before_write
         self._room: dict[str, torch.Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

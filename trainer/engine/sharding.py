@@ -14,9 +14,8 @@ from trainer.engine.initialize import without_shared_memory_operator
 
 
 def shards_parameters(config: dict[str, Any]) -> bool:
-    """Whether `config` shards parameters, and keeps the parts where they can be written: not on NVMe."""
-    zero = config.get("zero_optimization", {})
-    return zero.get("stage", 0) == 3 and zero.get("offload_param", {}).get("device") != "nvme"
+    """Whether `config` shards parameters."""
+    return config.get("zero_optimization", {}).get("stage", 0) == 3
 
 
 class Shards:

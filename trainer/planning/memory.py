@@ -128,10 +128,11 @@ def memory(
 
 
 def host_memory(weights: Weights, page: Page, ranks: int, copies: bool) -> dict[str, int]:
-    """Bytes of the host for one GPU, by part; `copies`: checkpoints are copied before they are written."""
+    """Bytes of the host for one GPU, by part; `copies`: checkpoints are copied before they are written, which
+    they are not from a drive."""
     _, host = states(weights, page, ranks)
     parts = host.parts()
-    if copies:
+    if copies and page.zero_optimization.offload_optimizer.device != "nvme":
         trained, frozen = checkpoint_bytes(weights, page)
         parts["checkpoint copy"] = -(-(trained + frozen) // ranks)
     return parts

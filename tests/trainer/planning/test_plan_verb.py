@@ -108,6 +108,14 @@ def test_advice_that_is_taken_gives_what_it_says(gpu, overrides):
     assert stage.margin >= 0
 
 
+@pytest.mark.parametrize(("name", "copies"), [("zero3-offload", True), ("zero3-nvme", False)])
+def test_a_copy_of_a_checkpoint_is_counted_where_one_is_made(name, copies):
+    cluster = Cluster(gpu_named("h100"), 1, 4, 3200)
+    recipe = load_recipe("align-900m", [f"defaults.ds_config={name}"])
+    (stage, *_) = plan_of(recipe, Asked(cluster)).stages
+    assert ("checkpoint copy" in stage.host) == copies
+
+
 @pytest.mark.slow
 def test_the_bound_on_pictures_that_is_advised_is_the_largest_that_fits():
     tight = ["defaults.micro_batch=64", "stages.adapt.global_batch=256"]
