@@ -3,10 +3,12 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
@@ -18,6 +20,7 @@ from deepspeed.runtime.zero.offload_config import (
 )
 
 from data_pipeline.errors import ConfigError, PreflightError
+from float16 import FP16, WITHOUT
 from trainer.engine import ds_keys
 from trainer.engine.ds_config import OWNED_BY_RECIPE, merge_ds_config, read_ds_config
 from trainer.engine.initialize import require
@@ -205,7 +208,7 @@ def test_a_drive_that_cannot_be_used_is_refused(tmp_path):
 @pytest.mark.timeout(1800)
 def test_a_stage_trains_with_the_files_that_ship(run_dir, fovea, metrics):
     losses = {}
-    for name in ("zero3-large", "zero3-offload", "zero3-bf16-states", "zero3-fp16"):
+    for name in ("zero3-large", "zero3-offload", "zero3-bf16-states", *(("zero3-fp16",) if FP16 else ())):
         done = fovea(
             "train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2,
             "stages.align.steps=2", f"stages.align.ds_config={name}",
@@ -216,6 +219,16 @@ def test_a_stage_trains_with_the_files_that_ship(run_dir, fovea, metrics):
     assert losses["zero3-large"] == losses["zero3-offload"]
     for name, of in losses.items():
         assert of == pytest.approx(losses["zero3-large"], abs=5e-3), name
+    if not FP16:
+        pytest.skip(f"all but zero3-fp16 passed: {WITHOUT}")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_float16_is_refused_where_the_device_has_none(supported, monkeypatch):
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: supported)
+    page = read_ds_config("zero3-fp16")
+    with nullcontext() if supported else pytest.raises(PreflightError, match=r"fp16.*\n.*a file in bf16"):
+        require(page)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from adapted import batch, plain_model
+from float16 import FP16, WITHOUT
 from ranks import on_ranks
 from trainer.config import load_recipe
 from trainer.distributed import World, all_sum
@@ -209,6 +210,8 @@ def restarted(world: World, out: Path) -> dict[str, list[Any]]:
     """For each of CONFIGS: losses, hashes, loss scale of an unbroken run, and of one that was restarted."""
     done: dict[str, list[Any]] = {}
     for name, own in CONFIGS.items():
+        if name == "fp16" and not FP16:
+            continue
 
         def engine_from(seed: int, own: dict[str, Any] = own) -> Any:
             model = plain_model(seed)
@@ -239,7 +242,9 @@ def restarted(world: World, out: Path) -> dict[str, list[Any]]:
 @pytest.mark.timeout(1800)
 def test_a_restart_changes_no_bit_with_offload_hpz_bf16_states_and_fp16(tmp_path):
     for done in on_ranks(restarted, tmp_path, seconds=600):
-        assert done.keys() == CONFIGS.keys()
+        assert done.keys() == CONFIGS.keys() - ({"fp16"} if not FP16 else set())
         for name, (unbroken, broken) in done.items():
             assert unbroken == broken, name
-        assert done["fp16"][0][2] != 2.0**10  # the scale has moved, and came back moved
+        assert not FP16 or done["fp16"][0][2] != 2.0**10  # the scale has moved, and came back moved
+    if not FP16:
+        pytest.skip(f"all but fp16 passed: {WITHOUT}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder, QuantizerBuilder
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.utils import set_z3_leaf_module
@@ -53,6 +54,12 @@ def require(config: dict[str, Any]) -> None:
             f"ds_config: {' and '.join(quantised)} need DeepSpeed's kernel 'quantizer', "
             "which cannot be built here.\n"
             "  `ds_report` says what is missing; or remove them."
+        )
+    if config.get("fp16", {}).get("enabled") and not get_accelerator().is_fp16_supported():
+        raise PreflightError(
+            "ds_config: fp16.enabled: DeepSpeed takes no float16 on this machine's device (of CPUs on those "
+            "with AVX512-FP16 alone).\n"
+            "  Use a file in bf16, such as zero3, or one in float32."
         )
     if drive := _drive(config):
         _require_drive("ds_config: zero_optimization.offload_optimizer", drive)
