@@ -20,6 +20,8 @@ SECONDS = float(os.environ.get("FOVEA_SOAK_S", "100"))
 STEPS = max(100, int(SECONDS * 2))
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "ledger", "row")
 NO_PROGRESS = 93
+PATIENCE = 600 + 3 * SECONDS
+"""So long all steps may take, in seconds, on a machine that does other things too."""
 
 
 def start(run: Path) -> subprocess.Popen[str]:
@@ -41,22 +43,22 @@ def strike(process: subprocess.Popen[str], draw: random.Random) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4 * SECONDS + 2400)
+@pytest.mark.timeout(SECONDS + 3 * PATIENCE)
 def test_kills_at_random_times_lose_and_replay_nothing(prepared, metrics, tmp_path):
     unbroken, soaked = (Path(shutil.copytree(prepared, tmp_path / name)) for name in ("unbroken", "soaked"))
     process = start(unbroken)
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
 
     draw, codes, began = random.Random(7), [], time.monotonic()
     while True:
         process = start(soaked)
-        if time.monotonic() - began < SECONDS:
+        while process.poll() is None and time.monotonic() - began < SECONDS:
             try:
                 process.wait(draw.uniform(4, 16))
             except subprocess.TimeoutExpired:
-                strike(process, draw)
-        output, _ = process.communicate(timeout=600)
+                strike(process, draw)  # which finds nobody where the ranks have not started: it comes again
+        output, _ = process.communicate(timeout=PATIENCE)
         codes.append(process.returncode)
         assert process.returncode in (0, 75, 143, -signal.SIGKILL, NO_PROGRESS), output
         if process.returncode == NO_PROGRESS:  # three kills before a checkpoint: somebody has to look
