@@ -38,10 +38,13 @@ def test_two_ranks_under_zero3_train_as_one_process():
     agree(list(CASES), ranks=2, steps=10, seconds=800)
 
 
+LONG = [(2, "all trained", 200), (4, "all trained", 200), (4, "frozen tower, LoRA", 200)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("ranks", "name"), [*((2, name) for name in CASES), (4, "all trained"), (4, "frozen tower, LoRA")]
+    ("ranks", "name", "steps"), [*LONG, *((2, name, 60) for name in CASES if name != "all trained")]
 )
-def test_200_steps_under_zero3_train_as_one_process(ranks, name):
-    agree([name], ranks=ranks, steps=200, seconds=600)
+def test_long_runs_under_zero3_train_as_one_process(ranks, name, steps):
+    agree([name], ranks=ranks, steps=steps, seconds=600)

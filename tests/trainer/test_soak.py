@@ -16,7 +16,7 @@ from trainer.launch import kill_all
 from trainer.observe.goodput import goodput_of
 from training import ranks_of, train
 
-SECONDS = float(os.environ.get("FOVEA_SOAK_S", "100"))
+SECONDS = float(os.environ.get("FOVEA_SOAK_S", "60"))
 STEPS = max(100, int(SECONDS * 2))
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples", "ledger", "row")
 NO_PROGRESS = 93
