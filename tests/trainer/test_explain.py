@@ -135,6 +135,7 @@ def test_packed_rows_become_a_page(trained, fovea, tmp_path) -> None:
     assert "say which dataset" in neither.stderr
 
 
+@pytest.mark.slow
 def test_changed_data_is_refused_and_goes_on_in_a_new_ledger_where_accepted(
     trained, tmp_path, fovea, metrics
 ) -> None:

@@ -34,7 +34,8 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [False, True])
 def test_an_imported_model_trains_and_goes_back_to_transformers(prepared, fovea, tmp_path, tied):
     run = tmp_path / "run"
     shutil.copytree(prepared / "data", run / "data")

@@ -13,6 +13,7 @@ from training import held, leaving_nothing, train
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_dir, trained, metrics):
     unbroken = metrics(trained / "align")
     began = time.time()

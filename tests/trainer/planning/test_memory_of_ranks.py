@@ -182,6 +182,7 @@ def check(ranks: int, cases: list[tuple[str, str]], out: Path) -> None:
 SOME = [("0", "most"), ("2 bf16", "most"), ("3 bf16 states", "most"), ("3 bf16", "adapters")]
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_and_save_what_is_planned(tmp_path):
     check(2, SOME, tmp_path)
 
