@@ -27,8 +27,9 @@ from data_pipeline.stream.collate import flat
 from data_pipeline.stream.datasets import Datasets
 from data_pipeline.stream.decode import Picture, decode
 from data_pipeline.stream.tokens import Tokenizer, train_tokenizer
-from trainer.config import LanguageBackbone, Recipe, VisionBackbone
+from trainer.config import Recipe
 from trainer.engine.schedule import lr_factor
+from trainer.models.backbones_config import LanguageBackbone, VisionBackbone
 from trainer.models.vision import ATTENTION, patch_features, save_vision
 
 FOREGROUND = 0.5

@@ -20,12 +20,13 @@ from pydantic import (
 )
 
 from data_pipeline.errors import ConfigError, nearest
-from data_pipeline.image_spec import SPLIT_TILES, ImageSpec
+from data_pipeline.image_spec import SPLIT_TILES
 from data_pipeline.page import apply_overrides, find_page, load_page
 from trainer.engine.guard import Guard
 from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.config import HELDOUT, Evaluation, InTraining, Suite
 from trainer.evaluation.thresholds import Threshold
+from trainer.models.backbones_config import Backbones, Expected
 from trainer.models.config import Model
 from trainer.models.tuning import Tuning, check_modules
 from trainer.observe.config import Observe
@@ -49,80 +50,6 @@ class Data(_Part):
     sizes: str = Field("sizes", description="directory for the recorded sizes of samples; may be shared")
     workers: int = Field(0, ge=0, description="processes of each rank that prepare batches; 0: a thread")
     prefetch_gib: float = Field(1.0, gt=0, description="finished batches that wait, at most, on each rank")
-
-
-class VisionBackbone(_Part):
-    """The SigLIP-shaped tower that `fovea backbones` trains on dense patch labels."""
-
-    width: int = Field(128, ge=8)
-    layers: int = Field(3, ge=1)
-    heads: int = Field(4, ge=1)
-    steps: int = Field(1000, ge=0)
-    batch: int = Field(32, ge=1, description="images a step")
-    lr: float = Field(1e-3, gt=0)
-
-    def shape(self, image: ImageSpec) -> dict[str, Any]:
-        """Values of its config.json."""
-        return {
-            "hidden_size": self.width,
-            "intermediate_size": 4 * self.width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "image_size": image.longest_edge,
-            "patch_size": image.patch,
-        }
-
-
-class LanguageBackbone(_Part):
-    """The Mistral-shaped language model that `fovea backbones` trains on the text of the dataset."""
-
-    width: int = Field(192, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(6, ge=1)
-    kv_heads: int = Field(2, ge=1)
-    vocabulary: int = Field(512, ge=300, description="entries of the byte-level tokenizer")
-    max_positions: int = Field(2048, ge=16)
-    steps: int = Field(300, ge=0)
-    batch: int = Field(16, ge=1, description="rows a step")
-    sequence_length: int = Field(128, ge=16)
-    lr: float = Field(2e-3, gt=0)
-
-    def shape(self) -> dict[str, Any]:
-        """Values of its config.json."""
-        return {
-            "model_type": "mistral",
-            "vocab_size": self.vocabulary,
-            "hidden_size": self.width,
-            "intermediate_size": 4 * self.width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.width // self.heads,
-            "max_position_embeddings": self.max_positions,
-            "sliding_window": None,
-            "tie_word_embeddings": False,
-        }
-
-
-class Expected(_Part):
-    """The shape of backbones: values of their config.json, enough to build them without weights."""
-
-    vision: dict[str, Any] = Field(description="of the tower: hidden_size, image_size, ...")
-    language: dict[str, Any] = Field(description="of the language model: model_type, hidden_size, ...")
-    layout: Literal["tiny", "idefics2", "mistral"] = Field(description="of the tokenizer")
-
-
-class Backbones(_Part):
-    """Directories of transformers format: vision/, language/, tokenizer/.
-
-    A relative `path` counts from the run directory. `vision` and `language` say how `fovea backbones`
-    makes them; they are not read where the directories come from elsewhere.
-    """
-
-    path: str = "backbones"
-    expects: Expected | None = Field(None, description="what they must be; null: any")
-    vision: VisionBackbone = VisionBackbone()
-    language: LanguageBackbone = LanguageBackbone()
 
 
 class Share(_Part):
@@ -368,10 +295,7 @@ class Recipe(_Part):
     @property
     def expected(self) -> Expected:
         """What the backbones are; where the recipe does not say, what `fovea backbones` makes of it."""
-        asked = self.backbones
-        return asked.expects or Expected(
-            vision=asked.vision.shape(self.model.image), language=asked.language.shape(), layout="tiny"
-        )
+        return self.backbones.expects or self.backbones.made(self.model.image)
 
     def model_of(self, stage: Stage) -> Model:
         """The model's page with pictures of the size that the stage has them at."""

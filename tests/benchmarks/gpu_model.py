@@ -32,9 +32,10 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 
 from data_pipeline.batch import Batch
 from data_pipeline.image_spec import Perceiver
-from trainer.config import Expected, Stage, load_recipe
+from trainer.config import Stage, load_recipe
 from trainer.models.adapters import attach
 from trainer.models.autoregressive import NEW_TOKENS, AutoregressiveVLM
+from trainer.models.backbones_config import Expected
 from trainer.models.build import build_model
 from trainer.models.config import Model
 from trainer.models.flops import Flops, Load, causal_pairs, training

@@ -5,6 +5,7 @@ it where there is a C compiler; where there is none, and where `_walk.c` has cha
 """
 
 import importlib
+from abc import ABC, abstractmethod
 from typing import Any
 
 from selectolax.lexbor import LexborNode
@@ -31,7 +32,7 @@ MARK = "\0"  # the parser leaves none in a text
 Attributes = dict[str, str | None]
 
 
-class PlainWalk:
+class PlainWalk(ABC):
     """One walk: the texts met, each block's after a `MARK`, and for each mark what begins there.
 
     Nodes nest as deep as the page likes, so the way back is a list. A subclass says what is done at the
@@ -68,12 +69,13 @@ class PlainWalk:
                 after = node.next
             node = after
 
+    @abstractmethod
     def enter(self, node: LexborNode, kind: int, attributes: Attributes) -> bool:
         """Whether the nodes below are to be walked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, kind: int) -> None:
-        raise NotImplementedError
+        """What is to be done behind the nodes below."""
 
     def _gather(self, text: str) -> None:
         if self.open:

@@ -110,6 +110,9 @@ def test_an_error_in_a_subclass_ends_the_walk_and_lets_go_of_its_nodes(compiled)
             def enter(self, node, kind, attributes):
                 raise LookupError(kind)
 
+            def leave(self, kind):
+                raise AssertionError(kind)
+
         with pytest.raises(LookupError, match=str(PRE)) as raised:
             Fails().below(tree.body)
         del raised
