@@ -62,6 +62,20 @@ def test_jobs_of_this_run_are_shown_and_no_others(slurm, run):
     assert status.to_json()["jobs"][1]["state"] == "PENDING"
 
 
+def test_a_chain_that_waits_is_shown_before_its_first_stage_begins(slurm, tmp_path):
+    run = tmp_path / "run"
+    (run / "jobs").mkdir(parents=True)
+    slurm("squeue", f"9|PENDING|Priority|0:00||fovea-align-{mark_of(run)}")
+    status = with_jobs(status_of(run))
+    assert list(describe(status)) == [
+        f"run  {run}",
+        "no stage has begun",
+        "",
+        "jobs",
+        "  9  align  pending  0:00  (Priority)",
+    ]
+
+
 def test_how_the_owners_job_ended_is_shown_where_slurm_keeps_accounts(slurm, run):
     slurm("squeue")
     slurm("sacct", "7|TIMEOUT|0:15|08:00:00|n[1-2]|fovea-stage1")

@@ -88,7 +88,8 @@ def status_of(run_dir: Path, now: float | None = None) -> RunStatus:
     now = time.time() if now is None else now
     name, specs = stage_specs(run_dir)
     begun = {p.parent.name for kind in ("attempts", "metrics.jsonl") for p in run_dir.glob(f"*/{kind}")}
-    if not specs and not begun:
+    chained = (run_dir / "jobs").is_dir()  # made by `fovea chain`, whose first job may wait for days
+    if not specs and not begun and not chained:
         raise PreflightError(
             f"{run_dir} is no run directory: no stage has begun there, and it has no recipe.resolved.yaml.\n"
             "  Name the directory that `fovea train --run DIR` was given."
@@ -107,8 +108,11 @@ def with_jobs(status: RunStatus) -> RunStatus:
 def describe(status: RunStatus) -> Iterator[str]:
     """As lines for the screen."""
     yield f"{printable(status.name)}  {printable(status.run)}"
-    heads = ("stage", "state", "step", "loss", "tokens/s", "left", "goodput")
-    yield from _aligned([heads, *(_row(stage) for stage in status.stages)], left=2)
+    if status.stages:
+        heads = ("stage", "state", "step", "loss", "tokens/s", "left", "goodput")
+        yield from _aligned([heads, *(_row(stage) for stage in status.stages)], left=2)
+    else:
+        yield "no stage has begun"
     for stage in status.stages:
         if stage.owner or stage.checkpoint is not None:
             yield ""
