@@ -26,9 +26,9 @@ from trainer.signals import abandoning, run_process, stopped_by
 COMPLETE = "COMPLETE.json"
 
 TRIES = 3
-"""Of an evaluation that fails by what may pass: a killed process, a lost rank."""
+"""Of an evaluation that fails by what may pass: a killed process, a lost rank, another that writes there."""
 
-LASTING = frozenset((ConfigError.exit_code, PreflightError.exit_code, DataError.exit_code))
+LASTING = frozenset((ConfigError.exit_code, DataError.exit_code))
 """Exit codes that a repetition would only give again."""
 
 Say = Callable[[str], object]
@@ -129,7 +129,7 @@ class Watch:
 def watch(watched: Watch, *, once: bool, poll_s: float, say: Say) -> list[Due]:
     """Evaluate until nothing is due and nothing is to come. Returns the checkpoints that were given up.
 
-    Raises ConfigError where another process watches the same run with the same suite.
+    Raises PreflightError where another process watches the same run with the same suite.
     """
     tried: set[Due] = set()
     with only_one(watched), abandoning(f"watching {watched.run_dir}"), pinning() as pins:
@@ -184,15 +184,15 @@ def _committed(stage_dir: Path) -> list[Due]:
 
 @contextmanager
 def only_one(watched: Watch) -> Iterator[None]:
-    """Raises ConfigError where another process watches this run with this suite."""
+    """Raises PreflightError where another process watches this run with this suite."""
     file = watched.run_dir / f".watch.{watched.name}.lock"
     held = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"another process watches {watched.run_dir} with the suite '{watched.name}'."
+            raise PreflightError(
+                f"another process watches {watched.run_dir} with the suite '{watched.name}'; wait for it."
             ) from None
         yield
     finally:

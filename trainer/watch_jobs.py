@@ -27,7 +27,7 @@ def watch_by_jobs(watched: Watch, *, once: bool, poll_s: float, say: Say) -> lis
     """Submit what is due until nothing waits or runs and nothing is to come; with `once` what is due now.
     Returns the checkpoints that were given up.
 
-    Raises ConfigError where another process watches the same run with the same suite.
+    Raises PreflightError where another process watches the same run with the same suite.
     """
     told: set[Due] = set()
     with only_one(watched), abandoning(f"watching {watched.run_dir}"), pinning() as pins:

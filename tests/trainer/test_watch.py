@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from documentation import BLOCKS, text_of
 from trainer.cli import main
 from trainer.evaluation.suite_results import regressions
 from trainer.evaluation.task import load_task
-from trainer.watch import Watch, watch
+from trainer.watch import Watch, evaluate, watch
 from waiting import wait_for
 
 
@@ -123,7 +124,7 @@ def test_checkpoints_that_come_while_it_watches_and_killed_evaluations(run):
 
     second = watching(run, "--once")
     _, said = second.communicate(timeout=600)
-    assert second.returncode == 2
+    assert second.returncode == 3
     assert "another process watches" in said
     assert watcher.poll() is None  # the last stage is to come
 
@@ -134,6 +135,20 @@ def test_checkpoints_that_come_while_it_watches_and_killed_evaluations(run):
         "align/eval/step_000012/results.json",
         "instruct/eval/step_000004/results.json",
     ]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_another_process_evaluates_is_tried_again_and_not_given_up(run):
+    watched, said = Watch.open(run, "quick"), list[str]()
+    (due,) = [d for d in watched.due() if d.stage == "instruct"]
+    (due.results / "scenes.answers").mkdir(parents=True)
+    with (due.results / "scenes.answers/lock").open("w") as f:
+        flock(f, LOCK_EX)
+        assert evaluate(watched, due, said.append) == 3
+    assert "failed with code 3 and is tried again" in said[0]
+    assert due in watched.due()
+    assert evaluate(watched, due, said.append) == 0
+    assert not (due.results / "quick.failed.json").exists()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.errors import ConfigError
+from data_pipeline.errors import PreflightError
 from data_pipeline.manifest import write_json
 from trainer.distributed import World, barrier, from_main
 
@@ -46,7 +46,7 @@ class Store:
 
 @contextmanager
 def opened(world: World, directory: Path, key: Any) -> Iterator[Store]:
-    """The store for `key` (JSON), all ranks. Raises ConfigError where another evaluation writes to it."""
+    """The store for `key` (JSON), all ranks. Raises PreflightError where another evaluation writes to it."""
     held = None
     if world.is_main:
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _lock(directory: Path) -> int:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(held)
-        raise ConfigError(
+        raise PreflightError(
             f"{directory}: another evaluation writes there; wait for it, or name --out"
         ) from None
     return held

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmark_runs import N, answers, page, run, written
-from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.errors import ConfigError, DataError, PreflightError
 from idefics2_like import publish
 from trainer.cli import main
 from trainer.distributed import alone
@@ -304,7 +304,7 @@ def test_a_second_evaluation_of_the_same_place_is_refused(opened, data, tmp_path
     (tmp_path / "pope.answers").mkdir()
     with (tmp_path / "pope.answers/lock").open("w") as f:
         flock(f, LOCK_EX)
-        with pytest.raises(ConfigError, match="another evaluation writes there"):
+        with pytest.raises(PreflightError, match="another evaluation writes there"):
             run(opened, data, tmp_path, page("pope"))
 
 
