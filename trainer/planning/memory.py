@@ -74,7 +74,8 @@ class Memory(_Parts):
 
 
 def states(weights: Weights, page: Page, ranks: int) -> tuple[States, States]:
-    """On the GPU, and in the host's memory (or on a drive) for it, of one of so many ranks."""
+    """On the GPU, and in the host's memory for it (the optimizer perhaps on a drive), of one of so many
+    ranks."""
     zero, w = page.zero_optimization, BYTES[page.precision]
     stage = zero.stage
     parted = _cut(weights.trained, ranks)
@@ -131,11 +132,21 @@ def host_memory(weights: Weights, page: Page, ranks: int, copies: bool) -> dict[
     """Bytes of the host for one GPU, by part; `copies`: checkpoints are copied before they are written, which
     they are not from a drive."""
     _, host = states(weights, page, ranks)
-    parts = host.parts()
-    if copies and page.zero_optimization.offload_optimizer.device != "nvme":
+    parts, zero = host.parts(), page.zero_optimization
+    if on_drive(weights, page, ranks):
+        del parts["optimizer"]
+        largest = min(_cut(weights.trained, ranks), zero.sub_group_size)
+        parts["swap buffers"] = zero.offload_optimizer.buffer_count * 4 * largest
+    elif copies:
         trained, frozen = checkpoint_bytes(weights, page)
         parts["checkpoint copy"] = -(-(trained + frozen) // ranks)
     return parts
+
+
+def on_drive(weights: Weights, page: Page, ranks: int) -> int:
+    """Bytes that one GPU has on its node's drive: the optimizer, where it is offloaded there."""
+    _, host = states(weights, page, ranks)
+    return host.optimizer if page.zero_optimization.offload_optimizer.device == "nvme" else 0
 
 
 def checkpoint_bytes(weights: Weights, page: Page) -> tuple[int, int]:

@@ -81,7 +81,11 @@ def _host(plan: Plan) -> dict[str, _Cell]:
     def cell(name: str) -> _Cell:
         return lambda s: _gib(s.host.get(name, 0))
 
-    return {name: cell(name) for name in names} | {"all": lambda s: _gib(sum(s.host.values()))}
+    rows: dict[str, _Cell] = {name: cell(name) for name in names}
+    rows["all"] = lambda s: _gib(sum(s.host.values()))
+    if any(s.drive for s in plan.stages):
+        rows["and the optimizer on the node's drive"] = lambda s: _gib(s.drive)
+    return rows
 
 
 def _step(plan: Plan) -> dict[str, _Cell]:

@@ -8,7 +8,7 @@ from trainer.config import Recipe, Stage
 from trainer.engine.ds_config import read_ds_config
 from trainer.engine.ds_keys import Page
 from trainer.planning.hardware import Assumed, Cluster
-from trainer.planning.memory import Memory, checkpoint_bytes, host_memory
+from trainer.planning.memory import Memory, checkpoint_bytes, host_memory, on_drive
 from trainer.planning.shape import Shape, shape_of
 from trainer.planning.speed import Step, Traffic, step_of, traffic_of
 from trainer.planning.work import Pictures, Work, pictures_of, work_of
@@ -42,6 +42,7 @@ class StagePlan:
     memory: Memory
     fullest: Memory
     host: dict[str, int]
+    drive: int
     traffic: Traffic
     step: Step
 
@@ -165,6 +166,7 @@ def planned(shape: Shape, page: Page, asked: Asked, pictures: Pictures) -> Stage
         memory=usual,
         fullest=fullest,
         host=host_memory(shape.weights, page, ranks, stage.checkpoint_async and not stage.checkpoint_staging),
+        drive=on_drive(shape.weights, page, ranks),
         traffic=traffic,
         step=step_of(work, traffic, shape.weights, page, cluster, assumed),
     )

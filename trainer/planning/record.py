@@ -73,6 +73,7 @@ def _stage(plan: StagePlan, prices: Prices) -> dict[str, Any]:
         "memory": plan.memory.parts() | {"total": plan.memory.total, "margin": plan.margin},
         "memory_with_fullest_rows": plan.fullest.total,
         "host_memory": plan.host | {"total": sum(plan.host.values())},
+        "drive": plan.drive,
         "traffic_per_step": asdict(plan.traffic),
         "step": asdict(plan.step) | {"total": plan.step.total},
         "days": plan.days,

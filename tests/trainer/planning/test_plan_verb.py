@@ -13,7 +13,9 @@ from trainer.cli import main
 from trainer.config import RECIPES, load_recipe
 from trainer.planning.advice import Advice, advice
 from trainer.planning.hardware import GPUS, Cluster, gpu_named
-from trainer.planning.plan import Asked, Plan, plan_of
+from trainer.planning.pages import lines
+from trainer.planning.plan import Asked, Plan, StagePlan, plan_of
+from trainer.planning.record import Prices
 
 SHAPED = [p.stem for p in sorted(RECIPES.glob("*.yaml")) if load_recipe(p.stem).backbones.expects]
 STAGES = ("align", "pretrain", "instruct", "adapt")
@@ -114,6 +116,21 @@ def test_a_copy_of_a_checkpoint_is_counted_where_one_is_made(name, copies):
     recipe = load_recipe("align-900m", [f"defaults.ds_config={name}"])
     (stage, *_) = plan_of(recipe, Asked(cluster)).stages
     assert ("checkpoint copy" in stage.host) == copies
+
+
+def test_an_optimizer_on_a_drive_takes_no_memory_but_its_buffers():
+    cluster = Cluster(gpu_named("h100"), 1, 4, 3200)
+
+    def stage_with(name: str) -> StagePlan:
+        plan = plan_of(load_recipe("align-900m", [f"defaults.ds_config={name}"]), Asked(cluster))
+        assert ("drive" in "\n".join(lines(plan, (), Prices()))) == (name == "zero3-nvme")
+        return plan.stages[1]
+
+    memory, drive = stage_with("zero3-offload"), stage_with("zero3-nvme")
+    assert (memory.drive, drive.drive) == (0, memory.host["optimizer"])
+    assert "optimizer" not in drive.host
+    group = 50_000_000  # of ds_configs/zero3-nvme.json, as its 12 buffers, of float32
+    assert drive.host["swap buffers"] == 12 * 4 * group
 
 
 @pytest.mark.slow
