@@ -57,7 +57,7 @@ class HtmlReader:
             nonlocal held
             found = self._picture(image, unit)
             if not isinstance(found, Fault):
-                held += len(found.data)
+                held += len(found.data or b"")
                 if held > MAX_DOCUMENT_BYTES:
                     detail = f"the page's images pass {MAX_DOCUMENT_BYTES:,} bytes"
                     return _fault("document too large", detail, unit, f"<img alt={image.alt!r}>")

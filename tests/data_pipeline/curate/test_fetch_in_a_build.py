@@ -22,8 +22,6 @@ from planted import jpeg, prose, scene, skipped, stream
 
 def fetched(tmp_path: Path, monkeypatch, site, missing: str, **more) -> Path:
     """A build that fetches from this machine, which no recipe can allow."""
-    local = [ipaddress.ip_network("127.0.0.1/32")]
-    monkeypatch.setattr(run, "FetchImages", lambda config, root: FetchImages(config, root, allow=local))
     rows = [
         {"url": f"{site.url}/{name}.jpg", "caption": f"a caption of {name}"} for name in more.pop("names")
     ]
@@ -36,6 +34,16 @@ def fetched(tmp_path: Path, monkeypatch, site, missing: str, **more) -> Path:
         {"text": "The end of it."},
     ]
     (tmp_path / "interleaved.jsonl").write_text(json.dumps({"sequence": sequence}) + "\n")
+    sources = [
+        {"name": "caps", "kind": "captions", "path": "captions.jsonl"},
+        {"name": "docs", "kind": "interleaved", "path": "interleaved.jsonl"},
+    ]
+    return built(tmp_path, monkeypatch, site, missing, sources)
+
+
+def built(tmp_path: Path, monkeypatch, site, missing: str, sources: list[dict[str, str]]) -> Path:
+    local = [ipaddress.ip_network("127.0.0.1/32")]
+    monkeypatch.setattr(run, "FetchImages", lambda config, root: FetchImages(config, root, allow=local))
     fetch = {
         "allow_ports": [site.port],
         "per_host_rate": 1000,
@@ -47,15 +55,26 @@ def fetched(tmp_path: Path, monkeypatch, site, missing: str, **more) -> Path:
         "name": "fetched",
         "heldout": 0,
         "fetch": fetch,
-        "sources": [
-            {"name": "caps", "kind": "captions", "path": "captions.jsonl"},
-            {"name": "docs", "kind": "interleaved", "path": "interleaved.jsonl"},
-        ],
+        "sources": sources,
     }
     build(BuildRecipe.model_validate(page), tmp_path / missing, root=tmp_path, bad_inputs="drop")
     verify(tmp_path / missing)
     assert balanced(funnel(read_manifest(tmp_path / missing))) == []
     return tmp_path / missing
+
+
+def test_the_pictures_that_a_saved_page_names_by_address_are_fetched(tmp_path, monkeypatch, serve):
+    data = jpeg(scene(900))
+    site = serve(
+        lambda path, _: (200, "image/jpeg", data) if path == "/a.jpg" else (404, "text/plain", b"no")
+    )
+    (tmp_path / "pages").mkdir()
+    page = f"<p>{prose(7)}</p><img src='{site.url}/a.jpg'><p>The end of it.</p>"
+    (tmp_path / "pages" / "one.html").write_text(f"<html><body>{page}</body></html>")
+    sources = [{"name": "web", "kind": "html", "path": "pages"}]
+    (document,) = samples(built(tmp_path, monkeypatch, site, "drop_image", sources))
+    assert [s.type for s in document.segments] == ["text", "image", "text"]
+    assert document.image_bytes == (data,)
 
 
 def test_pictures_are_fetched_through_the_build_and_each_failure_has_its_reason(
