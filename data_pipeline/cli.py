@@ -21,7 +21,7 @@ def add_parser(subparsers: Verbs) -> Verbs:
     The verbs are returned, so that training can mount its own beside them.
     """
     data = subparsers.add_parser("data", help="build datasets, prove them, look at them")
-    verbs = data.add_subparsers(
+    verbs: Verbs = data.add_subparsers(
         dest="data_verb", required=True, metavar="VERB", parser_class=IntermixedParser
     )
 

@@ -1,9 +1,9 @@
 """What the verbs of `fovea` share: how they are declared; whole numbers and files to write as arguments."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -13,7 +13,7 @@ class IntermixedParser(argparse.ArgumentParser):
 
     _inside = False
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         # parse_known_intermixed_args calls back, and it does not know verbs within verbs.
         if self._inside or self._subparsers is not None:
             return super().parse_known_args(args, namespace)

@@ -7,6 +7,7 @@ held-out picture into training, so a document is cut between them and no sample 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -71,7 +72,7 @@ class CutDocuments(PipelineStep):
                 record(mark, self.name)
             yield doc
 
-    def _size(self, mark: dict) -> Size | None:
+    def _size(self, mark: dict[str, Any]) -> Size | None:
         return self.sizes.get(mark["source"]) if mark["sample"].kind in ("interleaved", "text") else None
 
     def _document(self, doc: Document, piece: Sample, n: int, size: Size) -> Document:

@@ -66,12 +66,15 @@ class Judged(PipelineExecutor):
 
 
 class _Local(Judged, LocalPipelineExecutor):
+    pipeline: list[PipelineStep]
+
     def __init__(self, job: Job):
         super().__init__(list(job.pipeline), tasks=job.tasks, logging_dir=str(job.logs))
         self.job = job
 
     def run_rank(self, rank: int) -> int:
-        pipeline, self.pipeline = self.pipeline, deepcopy(self.pipeline)
+        pipeline = self.pipeline
+        self.pipeline = deepcopy(pipeline)
         said = self.job.logs / "logs" / f"task_{rank:05d}.stderr"
         said.parent.mkdir(parents=True, exist_ok=True)
         try:

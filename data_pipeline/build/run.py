@@ -174,7 +174,7 @@ def _pipeline(
 ) -> list[PipelineStep]:
     """Cheap before expensive: text before an image is fetched, headers before pixels (see CheckImages)."""
     filters = recipe.filters_by_source()
-    steps = [
+    steps: list[PipelineStep] = [
         ReadSources(readers),
         *text_steps(filters, root, tables),
         *([FetchImages(recipe.fetch, root)] if recipe.fetch else []),

@@ -7,6 +7,7 @@ alone writes or counts it, so that what was read is what was written plus what w
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -67,14 +68,14 @@ class Step(PipelineStep):
             yield doc
 
 
-def record(mark: dict, step: str) -> None:
+def record(mark: dict[str, Any], step: str) -> None:
     """Note that the sample passed `step`, with what it then holds and how many images it has lost so far."""
     sample: Sample = mark["sample"]
     chars = sum(len(s.text) for s in sample.segments if s.text)
     mark["flow"] = (*mark["flow"], (step, len(sample.media), chars, len(mark["cuts"])))
 
 
-def _fault(found: Cut | Dropped, sample: Sample, mark: dict) -> Fault:
+def _fault(found: Cut | Dropped, sample: Sample, mark: dict[str, Any]) -> Fault:
     """What a step found, with the place to name: the image's own file or address where it is about one."""
     url = None if found.media is None else sample.media[found.media].url
     where = mark["where"] if url in (None, mark["file"]) else f"{mark['file']}, {mark['where']}"

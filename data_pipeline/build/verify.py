@@ -15,7 +15,7 @@ from data_pipeline.build.verify_exclusions import ExclusionBooks
 from data_pipeline.build.verify_files import column_faults, file_faults, stranger_faults
 from data_pipeline.build.verify_rows import Seen, row_faults
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest, read_manifest
+from data_pipeline.manifest import Manifest, Shard, read_manifest
 
 _SHOWN = 20
 
@@ -106,6 +106,6 @@ def _books(manifest: Manifest) -> Iterator[str]:
         yield f"source {source}: has shards, but no funnel says where they come from"
 
 
-def _one_each(manifest: Manifest) -> list:
+def _one_each(manifest: Manifest) -> list[Shard]:
     """One shard of each (source, split)."""
     return list({(s.source, s.split): s for s in manifest.shards(format="arrow")}.values())

@@ -74,9 +74,9 @@ def column_faults(directory: Path) -> Iterator[str]:
         for path, sha256 in files.items():
             if fault := _sha256_fault(home, path, sha256):
                 yield f"{shown}/{fault}"
-        for path in sorted(home.rglob("*")):
-            name = path.relative_to(home).as_posix()
-            if name not in files and name != _COLUMN and not path.is_dir():
+        for present in sorted(home.rglob("*")):
+            name = present.relative_to(home).as_posix()
+            if name not in files and name != _COLUMN and not present.is_dir():
                 yield f"{shown}/{name}: in the directory, but not in {_COLUMN}"
 
 

@@ -14,10 +14,10 @@ class Ahead(Generic[T]):
     """An iterator run at most `depth` items ahead. What it raises comes out of every `next`."""
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
-        self._ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._ready: queue.Queue[tuple[T] | BaseException] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._held: tuple[T | None, BaseException | None] | None = None
+        self._held: tuple[T] | BaseException | None = None
         # The thread must not hold `self`: a stream that nobody needs any more then ends its thread.
         self._thread = threading.Thread(
             target=_run, args=(items, self._ready, self._stop), name="stream-ahead", daemon=True
@@ -37,10 +37,11 @@ class Ahead(Generic[T]):
 
     def next(self) -> T:
         if self._error is None:
-            item, self._error = self._held or self._ready.get()
+            entry = self._held or self._ready.get()
             self._held = None
-            if self._error is None:
-                return item
+            if isinstance(entry, tuple):
+                return entry[0]
+            self._error = entry
         raise self._error
 
     def close(self) -> None:
@@ -54,17 +55,19 @@ def _end(stop: threading.Event, thread: threading.Thread) -> None:
         thread.join()
 
 
-def _run(items: Iterator[T], ready: queue.Queue, stop: threading.Event) -> None:
+def _run(items: Iterator[T], ready: queue.Queue[tuple[T] | BaseException], stop: threading.Event) -> None:
     try:
         for item in items:
-            if not _put((item, None), ready, stop):
+            if not _put((item,), ready, stop):
                 return
-        _put((None, StopIteration("the stream ended")), ready, stop)
+        _put(StopIteration("the stream ended"), ready, stop)
     except BaseException as e:  # noqa: BLE001 - raised again where the item is asked for
-        _put((None, e), ready, stop)
+        _put(e, ready, stop)
 
 
-def _put(entry: tuple, ready: queue.Queue, stop: threading.Event) -> bool:
+def _put(
+    entry: tuple[T] | BaseException, ready: queue.Queue[tuple[T] | BaseException], stop: threading.Event
+) -> bool:
     """Wait for room; False once nobody wants the entry."""
     while not stop.is_set():
         try:

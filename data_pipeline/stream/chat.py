@@ -221,7 +221,7 @@ def _usable(sample: Sample) -> list[Segment]:
         if s.type == "video":
             raise Unusable("video")
         if s.type == "image":
-            if sample.media[s.media].error is not None:
+            if s.media is None or sample.media[s.media].error is not None:
                 raise Unusable("picture missing")
             kept.append(s)
         elif s.type == "text" and s.text and not s.text.isspace():
@@ -234,11 +234,11 @@ def _document(tape: _Tape, segments: list[Segment]) -> None:
     for n, s in enumerate(segments):
         if n:
             tape.cut()
-        if s.type == "image":
+        if s.type == "image" and s.media is not None:
             tape.image(s.media)
         else:
             followed = n + 1 < len(segments) and segments[n + 1].type == "text"
-            tape.text(s.text + ("\n" if followed else ""), target=s.loss != 0)
+            tape.text((s.text or "") + ("\n" if followed else ""), target=s.loss != 0)
             closing = s.loss != 0
     tape.control(tape.tokenizer.eos_id, target=closing and tape.has_target)
 
@@ -252,14 +252,14 @@ def _caption(tape: _Tape, segments: list[Segment], number: int) -> None:
     # Two names for two kinds of text: a model trained on noisy alt text can still be asked for the other.
     tape.write("alt:" if chosen.role == "alt" else "caption:")
     start = len(tape.ids)
-    tape.text(" " + chosen.text.strip(), target=chosen.loss != 0)
+    tape.text(" " + (chosen.text or "").strip(), target=chosen.loss != 0)
     tape.cuts.extend(range(start + 1, len(tape.ids) + 1))
     tape.control(tape.tokenizer.eos_id, target=chosen.loss != 0)
 
 
 def _pictures(tape: _Tape, segments: list[Segment]) -> None:
     for s in segments:
-        if s.type == "image":
+        if s.type == "image" and s.media is not None:
             tape.image(s.media)
 
 
@@ -302,11 +302,12 @@ def _message(tape: _Tape, segments: list[Segment], lead: str, target: bool) -> N
     layout = tape.tokenizer.layout
     held = lead
     for n, s in enumerate(segments):
-        if s.type == "image":
+        if s.type == "image" and s.media is not None:
             tape.image(s.media)
             held = ""
             continue
-        held += s.text.strip() if layout.trim else s.text
+        text = s.text or ""
+        held += text.strip() if layout.trim else text
         after = segments[n + 1] if n + 1 < len(segments) else None
         if after is not None and after.type == "text":
             held += layout.joint

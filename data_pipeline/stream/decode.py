@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.image_spec import ImageSpec, boxes
 from data_pipeline.orientation import TAG, UPRIGHT
@@ -66,7 +66,7 @@ def decode(data: bytes | None, spec: ImageSpec, split: bool = False) -> tuple[Pi
             )
     except DecodeError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DecodeError("not an image", f"no {', '.join(FORMATS)}: begins with {data[:16]!r}") from None
     except Image.DecompressionBombError as e:
         raise DecodeError("too many pixels", str(e)) from None
@@ -99,11 +99,11 @@ def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(TAG)
+        return image.getexif().get(TAG, 1)
     except Exception:  # noqa: BLE001 - a broken EXIF block says nothing about the pixels
-        return None
+        return 1
 
 
 def _patchify(tile: Image.Image, spec: ImageSpec) -> Picture:

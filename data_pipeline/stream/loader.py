@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Generator
@@ -28,6 +28,7 @@ from data_pipeline.stream.shares import Shares
 from data_pipeline.stream.sizes import Sizes
 from data_pipeline.stream.source import Source
 
+T = TypeVar("T")
 _DEPTH = 1  # steps waiting; one more is in the making
 _PREFETCHED = 16  # micro-batches of a worker, at most
 
@@ -171,9 +172,10 @@ class Stream:
                     f"the saved stream has {key} {state.get(key)!r}, this run has {here!r}.\n"
                     f"  Resume with what the run began with, or start a new run from its weights."
                 )
-        place = {key: state.get(key) for key in ("step", "ledger", "window", "row")}
-        if not all(isinstance(n, int) and n >= 0 for n in place.values()):
-            raise DataError(f"the saved stream has no valid place: {place}")
+        saved = {key: state.get(key) for key in ("step", "ledger", "window", "row")}
+        place = {key: n for key, n in saved.items() if isinstance(n, int) and n >= 0}
+        if place.keys() != saved.keys():
+            raise DataError(f"the saved stream has no valid place: {saved}")
         self.close()
         self._ledger = place["ledger"] + changed
         self._planner = self._plan_ledger()
@@ -237,10 +239,11 @@ class Stream:
         made = iter(loader)
         micro_batches = self._global_rows // (self._micro_rows * self._world_size)
         while True:
-            mine = list(islice(self._watched(made), micro_batches))
-            for m in mine:
+            mine: list[Made] = []
+            for m in islice(self._watched(made), micro_batches):
                 if isinstance(m, FoveaError):
                     raise m
+                mine.append(m)
             yield planned.popleft(), mine
 
     def _watched(self, made: Iterator[Made | FoveaError]) -> Iterator[Made | FoveaError]:
@@ -304,5 +307,5 @@ def _imbalance(step: _Step) -> tuple[float, float]:
     return tokens, patches
 
 
-def _as_it_is(item: Made | FoveaError) -> Made | FoveaError:
+def _as_it_is(item: T) -> T:
     return item

@@ -40,14 +40,14 @@ class WorkerMemory:
 
     def look(self, workers: Iterable[BaseProcess]) -> None:
         """At most every so often, but at once at a worker that was never looked at."""
-        there = [w for w in workers if w.pid is not None and w.is_alive()]
+        there = {w.pid: w for w in workers if w.pid is not None and w.is_alive()}
         now = time.monotonic()
-        if now - self._looked < self._every_s and all(w.pid in self._held for w in there):
+        if now - self._looked < self._every_s and there.keys() <= self._held.keys():
             return
         self._looked = now
-        for worker in there:
+        for pid, worker in there.items():
             with contextlib.suppress(psutil.NoSuchProcess):
-                self._held[worker.pid] = worker, psutil.Process(worker.pid).memory_info().rss
+                self._held[pid] = worker, psutil.Process(pid).memory_info().rss
 
     def __str__(self) -> str:
         gone = [(pid, rss) for pid, (worker, rss) in self._held.items() if not worker.is_alive()]

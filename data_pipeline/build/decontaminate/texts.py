@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -84,8 +85,8 @@ class TextIndex:
                 grams = self._look(_texts(found["segments"]))
                 counts.update(grams)
                 f.write(np.array([(row, g) for g in grams], _FOUND).tobytes())
-        for row, grams in groupby(_records(work / "grams.bin"), key=itemgetter(0)):
-            yield from self._judge(corpus, row, [g for _, g in grams], counts)
+        for row, records in groupby(_records(work / "grams.bin"), key=itemgetter(0)):
+            yield from self._judge(corpus, row, [g for _, g in records], counts)
         (work / "grams.bin").unlink()
 
     def _look(self, texts: list[str]) -> list[int]:
@@ -143,7 +144,7 @@ def _records(path: Path) -> Iterator[tuple[int, int]]:
             yield from np.frombuffer(data, _FOUND).tolist()
 
 
-def _texts(segments: list[dict]) -> list[str]:
+def _texts(segments: list[dict[str, Any]]) -> list[str]:
     return [s["text"] for s in segments if s["text"]]
 
 

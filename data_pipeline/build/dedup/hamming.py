@@ -4,7 +4,7 @@ Two hashes that differ in at most d of 64 bits differ in at most d // 4 bits of 
 chunks. So a chunk's neighbours are looked up in a table, and only what is found there is compared in full.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -27,7 +27,9 @@ class _Segment:
             order[c] = np.argsort(values, kind="stable")
             np.cumsum(np.bincount(values, minlength=_VALUES), out=self.starts[c, 1:])
         self.first = first
-        self.hashes, self.order = (hashes, order) if file is None else _mapped(file, hashes, order)
+        if file is not None:
+            hashes, order = _mapped(file, hashes, order)
+        self.hashes, self.order = hashes, order
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -126,7 +128,7 @@ def _parts(count: np.ndarray) -> Iterator[slice]:
         start = end
 
 
-def _distinct(found: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _distinct(found: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not found:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8)
     query, number, far = (np.concatenate(columns) for columns in zip(*found, strict=True))

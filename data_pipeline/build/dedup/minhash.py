@@ -75,7 +75,7 @@ class Signatures(MinhashDedupSignature):
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
         a, b = self.parameters
-        low = None
+        lowest = []
         for start in range(0, len(shingles), _SHINGLES):
             value = shingles[start : start + _SHINGLES] * a
             value += b
@@ -84,9 +84,8 @@ class Signatures(MinhashDedupSignature):
             value &= _MERSENNE
             value += high
             np.minimum(value, value - _MERSENNE, out=value)
-            part = value.min(axis=0)
-            low = part if low is None else np.minimum(low, part)
-        return [x.tolist() for x in np.split(low, self.config.num_buckets)]
+            lowest.append(value.min(axis=0))
+        return [x.tolist() for x in np.split(np.minimum.reduce(lowest), self.config.num_buckets)]
 
 
 class Clusters(MinhashDedupCluster):

@@ -90,7 +90,7 @@ class RepeatedParagraphs(Step):
         return without_paragraphs(sample, refused, step=self.name, config=str(sorted(self.tables)))
 
 
-class _Count(PipelineStep):  # type: ignore[misc]  # datatrove has no types
+class _Count(PipelineStep):
     """Writes a record for each paragraph of each document; the task's file is there when it is whole."""
 
     type = "count"

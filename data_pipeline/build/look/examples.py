@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -78,7 +78,7 @@ class Examples:
         """An image cut from `sample`; `image` is None where its bytes were never had."""
         self._add("image", source, fault, sample, [image] if image is not None else [])
 
-    def lines(self) -> Iterator[dict]:
+    def lines(self) -> Iterator[dict[str, Any]]:
         """The examples as JSON objects, in order of source, part and reason."""
         for example in sorted(self.found, key=lambda e: (e.source, e.part, e.reason)):
             yield example.model_dump(mode="json")

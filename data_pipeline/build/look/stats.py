@@ -50,9 +50,9 @@ def stats(manifest: Manifest) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> list[str]:
     """The same as lines of text."""
     head = ("source", "train", "held out", "images", "img/sample", "characters", "MB", "dropped", "excluded")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     keys = ("train", "heldout", "images", "text_chars", "nbytes")
-    total = dict.fromkeys((*keys, "dropped", "excluded"), 0)
+    total: dict[str, float] = dict.fromkeys((*keys, "dropped", "excluded"), 0)
     for name, s in found["sources"].items():
         dropped = sum(s["funnel"]["dropped"].values())
         excluded = s["stored"]["samples"] - s["train"] - s["heldout"]
@@ -99,7 +99,7 @@ def curve(name: str, yields: Sequence[Yield]) -> list[str]:
     return ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
 
 
-def _row(name: str, s: dict[str, Any], dropped: int, excluded: int) -> tuple[str, ...]:
+def _row(name: str, s: dict[str, Any], dropped: float, excluded: float) -> tuple[str, ...]:
     return (
         name,
         f"{s['train']:,}",

@@ -14,7 +14,7 @@ def document_item(
     segments: list[Segment] = []
     number: dict[str, int] = {}
     media: list[Media] = []
-    data: list[bytes] = []
+    data: list[bytes | None] = []
     cuts = tuple(b.cut for b in blocks if b.cut is not None)
     for block in blocks:
         if block.text:

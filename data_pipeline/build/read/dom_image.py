@@ -65,7 +65,8 @@ def candidates(attributes: Mapping[str, str | None], sources: Iterable[str] = ()
     src = (attributes.get("src") or "").strip()
     if not sources and _SPECIAL.isdisjoint(attributes):
         return (src,)
-    sets, lazy = [*sources], []
+    sets: list[str] = [*sources]
+    lazy: list[str] = []
     for name, value in attributes.items():
         if value and name in _SPECIAL:
             (sets if name in _SRCSETS else lazy).append(value.strip())

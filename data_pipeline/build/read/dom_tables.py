@@ -38,7 +38,7 @@ _TAGS = {
     PLAIN: "b i em strong u small sub sup font code tt big cite",
 }
 _PROBE = LexborHTMLParser("<body><!-- comment -->")
-_COMMENT = next(node for node in _PROBE.body.traverse() if node.tag == "-comment")
+_COMMENT = next(n for n in _PROBE.body.traverse() if n.tag == "-comment")  # type: ignore[union-attr]  # it has one
 
 
 class _Kinds(dict[int, int]):

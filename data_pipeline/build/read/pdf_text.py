@@ -155,14 +155,14 @@ def _columns(boxes: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
     spanning = (boxes[rows, 0] < at) & (boxes[rows, 2] > at)
     left, right = rows[~spanning & (boxes[rows, 2] <= at)], rows[~spanning & (boxes[rows, 0] >= at)]
     middle = (boxes[:, 1] + boxes[:, 3]) / 2
-    sides = [_one_side(boxes, left, middle), _one_side(boxes, right, middle)]
-    if sides[0] is None or sides[1] is None or not _side_by_side(boxes[left], boxes[right]):
+    first, second = _one_side(boxes, left, middle), _one_side(boxes, right, middle)
+    if first is None or second is None or not _side_by_side(boxes[left], boxes[right]):
         return None
     found: list[np.ndarray] = []
     above = -1.0
     for span in [*sorted(rows[spanning], key=lambda i: middle[i]), None]:
         below = 2.0 if span is None else middle[span]
-        found += [side[(middle[side] > above) & (middle[side] <= below)] for side in sides]
+        found += [side[(middle[side] > above) & (middle[side] <= below)] for side in (first, second)]
         if span is not None:
             found.append(np.array([span]))
         above = below

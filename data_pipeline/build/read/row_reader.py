@@ -154,21 +154,22 @@ class RowReader:
         return files
 
     def _item(self, row: Row) -> Item:
-        if isinstance(row.value, Fault):
-            return Item.failed(row.value)
+        value = row.value
+        if isinstance(value, Fault):
+            return Item.failed(value)
         if self.options.columns:
-            renamed = {self.options.columns.get(k, k): v for k, v in row.value.items()}
-            row = dataclasses.replace(row, value=renamed)
+            value = {self.options.columns.get(k, k): v for k, v in value.items()}
+            row = dataclasses.replace(row, value=value)
         try:
-            return self._read(row)
+            return self._read(row, value)
         except NoPicture as e:
             return Item.failed(e.fault)
         except Unfit as e:
             fault = Fault(reason=e.reason, detail=e.detail, bad=e.bad, file=row.file, where=row.where)
             return Item.failed(fault)
 
-    def _read(self, row: Row) -> Item:
-        layout = self._layout(row.value)
+    def _read(self, row: Row, value: Mapping[str, object]) -> Item:
+        layout = self._layout(value)
         if layout is fovea:
             sample = fovea.read(row, self.name, self.license)
             return Item(file=row.file, where=row.where, sample=sample)
@@ -251,7 +252,7 @@ def kind_of(row: Row) -> str | None:
     if isinstance(value, Fault):
         return None
     if fovea.recognises(value):
-        return {"caption": "captions", "instruct": "questions"}.get(value.get("kind"), "interleaved")
+        return {"caption": "captions", "instruct": "questions"}.get(str(value.get("kind")), "interleaved")
     for kind in ("interleaved", "questions"):
         if any(layout.recognises(value) for layout in LAYOUTS[kind].values()):
             return kind

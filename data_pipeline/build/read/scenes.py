@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipeline.build.read.layouts.turns import questions_and_answers
 from data_pipeline.build.read.reading import Item, Stamp, as_json
@@ -54,7 +55,7 @@ class ScenesReader:
                 )
 
     def _item(
-        self, index: int, n: int, scene: Scene | None, segments: tuple[Segment, ...], metadata: dict
+        self, index: int, n: int, scene: Scene | None, segments: tuple[Segment, ...], metadata: dict[str, Any]
     ) -> Item:
         source = self.source
         file, where = f"scenes seed {source.seed}", f"scene {index}" + (f", question {n}" if n else "")

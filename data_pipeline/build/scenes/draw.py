@@ -85,7 +85,7 @@ class Scene:
         a, b = self.things
         return f"a {a} at the {a.place} and a {b} at the {b.place}"
 
-    def objects(self) -> list[dict]:
+    def objects(self) -> list[dict[str, object]]:
         return [{"shape": t.shape, "colour": t.colour, "box": list(t.box)} for t in self.things]
 
 

@@ -156,6 +156,7 @@ class Client:
         return _parse(self._without_key(raw)), 0.0
 
     async def _only_model(self) -> str:
+        status: int | str
         try:
             async with (
                 asyncio.timeout(self.deadline_s),

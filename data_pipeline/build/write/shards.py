@@ -156,7 +156,7 @@ class _Counted:
         self.dropped: dict[str, Counter[str]] = {name: Counter() for name in steps}
         self.images_dropped: dict[str, Counter[str]] = {name: Counter() for name in steps}
 
-    def flow(self, mark: dict) -> None:
+    def flow(self, mark: dict[str, Any]) -> None:
         """Which steps the sample passed, with what it then held; what it lost there, and where it ended."""
         before = 0
         for step, images, chars, cuts in mark["flow"]:
@@ -198,7 +198,7 @@ def _total(of_steps: dict[str, Counter[str]]) -> dict[str, int]:
     return dict(sorted(sum(of_steps.values(), Counter()).items()))
 
 
-def _too_large(mark: dict) -> Fault | None:
+def _too_large(mark: dict[str, Any]) -> Fault | None:
     """No format can hold a row beyond the limit of Arrow's binary columns."""
     if (size := sample_bytes(mark["sample"])) <= MAX_SAMPLE_BYTES:
         return None

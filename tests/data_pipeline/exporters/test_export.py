@@ -12,6 +12,7 @@ import webdataset
 from PIL import Image
 
 from data_pipeline.build.exporters.export import describe, export
+from data_pipeline.build.exporters.mint1t import _put
 from data_pipeline.build.read.files import Tree
 from data_pipeline.build.read.row_reader import RowOptions, RowReader
 from data_pipeline.build.recipe import BuildRecipe
@@ -197,6 +198,12 @@ def test_mint1t_keeps_every_pixel(tmp_path, make, documents):
                 tiff.seek(n)
                 image = Image.open(io.BytesIO(data))
                 assert tiff.convert("RGBA").tobytes() == image.convert("RGBA").tobytes()
+
+
+def test_a_tar_in_writing_keeps_no_header_in_memory(tmp_path):
+    with tarfile.open(tmp_path / "out.tar", "w") as tar:
+        _put(tar, "a.json", b"{}")
+        assert tar.getmembers() == []
 
 
 @pytest.fixture(scope="module")

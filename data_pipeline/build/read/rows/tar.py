@@ -194,10 +194,10 @@ class _Reader:
             raise _Cut("an empty file" if empty else "cut off: no block of zeros after the last member")
         if len(block) < _BLOCK:
             raise _Cut(f"cut off in the header of a member ({len(block)} of {_BLOCK} bytes)")
+        if block.count(0) == _BLOCK:  # the end
+            return None
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.EOFHeaderError:
-            return None
         except tarfile.HeaderError as e:
             raise _Cut(f"no header of a member: {e}") from None
         if header.size < 0:
