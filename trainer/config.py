@@ -27,14 +27,11 @@ from trainer.engine.watchdog import Watchdog
 from trainer.evaluation.config import HELDOUT, Evaluation, InTraining, Suite
 from trainer.evaluation.thresholds import Threshold
 from trainer.models.backbones_config import Backbones, Expected
-from trainer.models.config import Model
+from trainer.models.config import Model, Recomputed
 from trainer.models.tuning import Tuning, check_modules
 from trainer.observe.config import Observe
 
 RECIPES = Path(__file__).parent / "recipes"
-
-Recomputed = Literal["vision", "connector", "cross_attention", "language"]
-"""Modules whose layers a stage may recompute in the backward pass."""
 
 
 class _Part(BaseModel):

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError, nearest
 from trainer.models.moe.layer import upcycled
@@ -40,7 +41,7 @@ def attach(model: nn.Module, train: Mapping[str, Tuning]) -> None:
             part = getattr(model, name)
             config = LoraConfig(
                 r=tuning.adapter.rank,
-                lora_alpha=tuning.adapter.alpha,
+                lora_alpha=tuning.adapter.alpha,  # type: ignore[arg-type]  # peft says int, and divides it
                 lora_dropout=tuning.adapter.dropout,
                 use_dora=tuning.kind == "dora",
                 target_modules=_targets(name, part, tuning.adapter),
@@ -130,7 +131,8 @@ def _merged_weight(
 
 def _targets(name: str, part: nn.Module, adapter: Adapter) -> list[str]:
     """Last names of the linear layers to adapt."""
-    head = part.get_output_embeddings() if hasattr(part, "get_output_embeddings") else None
+    language = part if isinstance(part, PreTrainedModel) else None
+    head = None if language is None else language.get_output_embeddings()
     linear = {n.rpartition(".")[2]: m for n, m in part.named_modules() if isinstance(m, nn.Linear)}
     unknown = [t for t in adapter.targets if t not in linear]
     if unknown or not linear:
@@ -139,8 +141,8 @@ def _targets(name: str, part: nn.Module, adapter: Adapter) -> list[str]:
             f"train.{name}: no linear layer is named {', '.join(unknown) or 'at all'}{hint}\n"
             f"  There are: {', '.join(sorted(linear)) or 'none'}"
         )
-    if head is not None and any(linear[t] is head for t in adapter.targets):
-        table = part.get_input_embeddings()
+    if language is not None and head is not None and any(linear[t] is head for t in adapter.targets):
+        table = language.get_input_embeddings()
         if head.weight is table.weight:
             raise ConfigError(
                 f"train.{name}: the head's weights are those of the embeddings, which an adapter would not "

@@ -43,7 +43,9 @@ def attend_under_mask(
         )
     if dropout:
         raise ValueError(f"attention_dropout is {dropout} in the LM's config; FlexAttention allows 0 only")
-    attend = _compiled() if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    attend: Callable[..., Any] = flex_attention
+    if query.is_cuda and not torch.compiler.is_compiling():
+        attend = _compiled()
     grouped = query.shape[1] != key.shape[1]
     out = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous(), None
@@ -65,8 +67,8 @@ def _attend_in_pieces(
 ) -> torch.Tensor:
     """The same under a dense mask, in pieces: a document costs its own length squared, not its row's."""
     # All rows one after another: a view of what the projections gave.
-    flat = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-    return attend_in_runs(*flat, _cut(mask), scaling, dropout).unflatten(0, (len(mask), -1))
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+    return attend_in_runs(q, k, v, _cut(mask), scaling, dropout).unflatten(0, (len(mask), -1))
 
 
 @lru_cache(maxsize=1)  # all layers have one mask: by identity, as tensors are hashed

@@ -5,14 +5,16 @@ V entries of the language model's vocabulary.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, PreTrainedModel
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
-from trainer.models.config import Model
+from trainer.models.config import Model, Recomputed
 from trainer.models.cross_attention import Media
 from trainer.models.language import window
 from trainer.models.loss import target_loss
@@ -57,7 +59,7 @@ class AutoregressiveVLM(nn.Module):
     def __init__(
         self,
         config: Model,
-        vision: PreTrainedModel,
+        vision: Idefics2VisionTransformer,
         connector: nn.Module,
         language: PreTrainedModel,
         mask: MaskKind = "image_full",
@@ -89,12 +91,8 @@ class AutoregressiveVLM(nn.Module):
     @property
     def head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """[..., D] -> scores [..., V], or [..., V + NEW_TOKENS] where new tokens may be targets."""
-        head = self.language.get_output_embeddings()
-        return head if self.new_tokens.head is None else self._score_all
-
-    def _score_all(self, hidden: torch.Tensor) -> torch.Tensor:
         head, new = self.language.get_output_embeddings(), self.new_tokens.head
-        return torch.cat([head(hidden), new(hidden)], dim=-1)
+        return head if new is None else partial(_score_all, head, new)
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, Media | None]:
         """What `decode` reads: the sequence [B, T, D], and pictures beside it where they are not in it."""
@@ -156,7 +154,7 @@ class AutoregressiveVLM(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def enable_activation_checkpointing(self, every: bool | Mapping[str, int] = True) -> None:
+    def enable_activation_checkpointing(self, every: bool | Mapping[Recomputed, int] = True) -> None:
         """Recompute layers in the backward pass: all, none, or of each module named every n-th.
 
         Call it after freeze(): a frozen tower keeps no graph, so nothing of it is made twice.
@@ -183,3 +181,7 @@ class AutoregressiveVLM(nn.Module):
             torch.zeros(1, 3, dtype=torch.int64, device=device),
             ((1, 1),),
         )
+
+
+def _score_all(head: nn.Module, new: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return torch.cat([head(hidden), new(hidden)], dim=-1)

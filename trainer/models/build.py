@@ -1,6 +1,7 @@
 """From a recipe's model page and two backbones to the model."""
 
 from transformers import PreTrainedModel
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.errors import ConfigError
 from data_pipeline.stream.tokens import Tokenizer
@@ -16,7 +17,7 @@ from trainer.models.vision import ATTENTION as WITHIN_IMAGES
 
 def build_model(
     config: Model,
-    vision: PreTrainedModel,
+    vision: Idefics2VisionTransformer,
     language: PreTrainedModel,
     mask: MaskKind = "image_full",
     predicts_new: bool = False,

@@ -10,6 +10,9 @@ from trainer.models.moe.config import MixtureOfExperts
 MODULES = ("vision", "connector", "cross_attention", "language", "new_tokens")
 """The parts of a model that a stage freezes or trains; `cross_attention` where the architecture has it."""
 
+Recomputed = Literal["vision", "connector", "cross_attention", "language"]
+"""Modules whose layers a stage may recompute in the backward pass."""
+
 
 class CrossAttention(BaseModel):
     """Gated blocks between the language model's layers that read pictures (Flamingo, arXiv 2204.14198).

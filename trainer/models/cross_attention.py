@@ -7,6 +7,7 @@ row has as many slots as the row with the most images; H heads, G key and value 
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -126,7 +127,8 @@ class CrossAttentionBlocks(nn.Module):
 
     def keep(self, media: Media) -> Media:
         """With the keys and values of all blocks, for many passes over the same pictures."""
-        return replace(media, kept=tuple(block.read(media.tokens) for block in self.blocks))
+        blocks = cast(list[CrossAttentionBlock], self.blocks)
+        return replace(media, kept=tuple(block.read(media.tokens) for block in blocks))
 
 
 class CrossAttentionBlock(GradientCheckpointingLayer):

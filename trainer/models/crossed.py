@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, PreTrainedModel
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.batch import Batch
 from data_pipeline.errors import ConfigError
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import CrossAttention, Model
 from trainer.models.cross_attention import CrossAttentionBlocks, Media, lay_out
+from trainer.models.language import body_of
 from trainer.models.masks import MaskKind
 
 LANGUAGES = ("llama", "mistral", "qwen2", "qwen3")
@@ -31,7 +33,7 @@ class CrossAttentionVLM(AutoregressiveVLM):
         self,
         config: Model,
         blocks: CrossAttention,
-        vision: PreTrainedModel,
+        vision: Idefics2VisionTransformer,
         connector: nn.Module,
         language: PreTrainedModel,
         mask: MaskKind = "image_full",
@@ -63,7 +65,7 @@ class CrossAttentionVLM(AutoregressiveVLM):
         recomputes or compiles it goes on doing so.
         """
         assert media is not None
-        body = self.language.base_model
+        body = body_of(self.language)
         rotary = body.rotary_emb(embeddings, position_ids=positions)
         hidden = embeddings
         for number, layer in enumerate(body.layers):

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Protocol, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError, PreflightError
+from trainer.models.language import body_of
+from trainer.models.moe.experts import GatedFFN
 from trainer.models.moe.layer import MoELayer
 
 EXACT = ("llama", "mistral", "qwen2", "qwen3")
@@ -65,14 +67,20 @@ def fuse(language: PreTrainedModel, kernels: Kernels) -> None:
         )
     for module in language.base_model.modules():
         if hasattr(module, "variance_epsilon"):
-            module.forward = partial(_norm, module, kernels.rms_norm)
-    for layer in language.base_model.layers:
-        if not isinstance(layer.mlp, MoELayer):
-            layer.mlp.forward = partial(_gated, layer.mlp, kernels.silu_mul)
+            module.forward = partial(_norm, cast(_RMSNorm, module), kernels.rms_norm)
+    for layer in body_of(language).layers:
+        ffn = layer.get_submodule("mlp")
+        if not isinstance(ffn, MoELayer):
+            ffn.forward = partial(_gated, cast(GatedFFN, ffn), kernels.silu_mul)
+
+
+class _RMSNorm(Protocol):
+    weight: torch.Tensor
+    variance_epsilon: float
 
 
 def _norm(
-    norm: nn.Module,
+    norm: _RMSNorm,
     kernel: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
     hidden_states: torch.Tensor,
 ) -> torch.Tensor:
@@ -80,6 +88,6 @@ def _norm(
 
 
 def _gated(
-    ffn: nn.Module, kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor
+    ffn: GatedFFN, kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
     return ffn.down_proj(kernel(ffn.gate_proj(x), ffn.up_proj(x)))

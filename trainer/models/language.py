@@ -4,8 +4,10 @@ It gets embeddings, positions and a mask from us, so that its own vocabulary and
 """
 
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -16,6 +18,18 @@ from trainer.models.sharded import parameters_on_meta
 _RESCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Config keys of models that change the logits after lm_head. The loss calls lm_head itself, so they are
 refused rather than trained on other logits than their own forward gives."""
+
+
+class Body(Protocol):
+    """What the causal LMs of transformers have below their head."""
+
+    layers: nn.ModuleList
+    norm: nn.Module
+    rotary_emb: nn.Module
+
+
+def body_of(language: PreTrainedModel) -> Body:
+    return cast(Body, language.base_model)
 
 
 def load_language(directory: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -1,12 +1,15 @@
 """Activation checkpointing: layers whose activations are made again in the backward pass instead of kept."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-EVERY_LAYER = {"vision": 1, "connector": 1, "cross_attention": 1, "language": 1}
+from trainer.models.config import Recomputed
+
+EVERY_LAYER: Mapping[Recomputed, int] = {"vision": 1, "connector": 1, "cross_attention": 1, "language": 1}
 
 
 def recompute(module: nn.Module, every: int) -> None:
@@ -17,4 +20,5 @@ def recompute(module: nn.Module, every: int) -> None:
     layers = [m for m in module.modules() if isinstance(m, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = number % every == 0
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        # As transformers sets it, on a module whose attributes torch types as tensors and modules.
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]

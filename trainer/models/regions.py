@@ -9,6 +9,7 @@ from torch import nn
 
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.crossed import CrossAttentionVLM
+from trainer.models.language import body_of
 
 
 def compile_regions(model: AutoregressiveVLM, backend: str = "inductor") -> list[nn.Module]:
@@ -17,7 +18,7 @@ def compile_regions(model: AutoregressiveVLM, backend: str = "inductor") -> list
     What is called around a forward pass, as ZeRO-3 gathers weights, stays outside: hand the regions returned
     to initialize(), for inside of them nothing may be gathered apart.
     """
-    regions = [*model.language.base_model.layers, *(layer.mlp for layer in model.vision.encoder.layers)]
+    regions = [*body_of(model.language).layers, *(layer.mlp for layer in model.vision.encoder.layers)]
     if isinstance(model, CrossAttentionVLM):
         regions += model.cross_attention.blocks
     for region in regions:

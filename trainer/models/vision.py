@@ -153,8 +153,8 @@ def attend_within_images(
     calls it; `lengths` stands where others have their mask, the one argument that its tower hands through.
     """
     runs = [Run(count, length) for length, count in Counter(lengths).items()]
-    flat = (t[0].transpose(0, 1) for t in (query, key, value))
-    return attend_in_runs(*flat, runs, scaling, dropout)[None], None
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    return attend_in_runs(q, k, v, runs, scaling, dropout)[None], None
 
 
 ATTENTION = "fovea_within_images"

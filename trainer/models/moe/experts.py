@@ -7,7 +7,9 @@ Shapes: N tokens, k experts of a token, E experts, D the language model's width,
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -32,10 +34,19 @@ def require_backend(backend: Backend) -> None:
         )
 
 
+class GatedFFN(Protocol):
+    """The FFN of Mistral, Llama and Qwen in transformers, without biases."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    act_fn: nn.Module
+
+
 class Experts(nn.Module):
     """E gated FFNs. Each begins as a copy of `dense` (arXiv 2212.05055)."""
 
-    def __init__(self, dense: nn.Module, experts: int, backend: Backend) -> None:
+    def __init__(self, dense: GatedFFN, experts: int, backend: Backend) -> None:
         super().__init__()
         self.backend = backend
         self.act_fn = dense.act_fn
@@ -65,7 +76,7 @@ class Experts(nn.Module):
         out = torch.zeros_like(x)
         for expert in range(len(self.gate_proj)):
             tokens, slots = (chosen == expert).nonzero(as_tuple=True)
-            y = self._ffn(x[tokens], lambda x, w, e=expert: F.linear(x, w[e]))
+            y = self._ffn(x[tokens], partial(_product, expert))
             out = out.index_add(0, tokens, y * gates[tokens, slots, None])
         return out
 
@@ -97,3 +108,7 @@ class Experts(nn.Module):
         mine = ops.gather(x, order, experts, ends, k)
         y = self._ffn(mine, lambda x, w: grouped_gemm_util.ops.gmm(x, w, sizes, trans_b=True))
         return ops.scatter(y, order, experts, gates.flatten(), ends, k)
+
+
+def _product(expert: int, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weights[expert])

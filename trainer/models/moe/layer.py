@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -9,8 +10,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from data_pipeline.errors import ConfigError
+from trainer.models.language import body_of
 from trainer.models.moe.config import MixtureOfExperts
-from trainer.models.moe.experts import ALIGNED, Experts
+from trainer.models.moe.experts import ALIGNED, Experts, GatedFFN
 from trainer.models.moe.routing import Routing
 from trainer.models.stored import Stored, stored
 
@@ -36,7 +38,7 @@ class MoELayer(nn.Module):
     """[..., D] -> [..., D]. The gates of a token's experts are the softmax of their scores: they sum to 1."""
 
     def __init__(
-        self, dense: nn.Module, router: torch.Tensor, config: MixtureOfExperts, layer: int, routing: Routing
+        self, dense: GatedFFN, router: torch.Tensor, config: MixtureOfExperts, layer: int, routing: Routing
     ) -> None:
         super().__init__()
         self.router = Router(router.to(dense.gate_proj.weight.dtype))
@@ -60,7 +62,7 @@ def upcycle(language: PreTrainedModel, config: MixtureOfExperts) -> None:
     is drawn as without experts. Raises ConfigError where its FFN is not gated as that of Mistral, Llama and
     Qwen, or where `config` does not fit its sizes.
     """
-    layers = language.base_model.layers
+    layers = body_of(language).layers
     places = range(config.every - 1, len(layers), config.every)
     if not places:
         raise ConfigError(
@@ -71,12 +73,13 @@ def upcycle(language: PreTrainedModel, config: MixtureOfExperts) -> None:
     std = getattr(language.config, "initializer_range", 0.02)
     draw = torch.Generator().manual_seed(torch.initial_seed() + 1)
     for number, place in enumerate(places):
-        dense = layers[place].mlp
+        dense = layers[place].get_submodule("mlp")
         _check(dense, place, config)
         # Where torch makes new tensors, not where the FFN is: a model that is filled later draws it here.
         router = torch.empty(config.experts, language.config.hidden_size)
         nn.init.normal_(router, std=std, generator=draw)
-        layers[place].mlp = MoELayer(dense, router, config, number, routing).train(dense.training)
+        experts = MoELayer(cast(GatedFFN, dense), router, config, number, routing)
+        layers[place].mlp = experts.train(dense.training)
 
 
 def upcycled(model: nn.Module, weights: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -117,7 +120,7 @@ def active_parameters(model: nn.Module) -> int:
 
 
 def _check(dense: nn.Module, place: int, config: MixtureOfExperts) -> None:
-    linear = {n: m for n, m in dense.named_children() if isinstance(m, nn.Linear) and m.bias is None}
+    linear = {n: m for n, m in dense.named_children() if isinstance(m, nn.Linear)}
     names = {n for n, _ in dense.named_parameters()}
     if (
         set(linear) != set(_LINEAR)
