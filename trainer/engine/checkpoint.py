@@ -83,7 +83,7 @@ def directory_of(stage_dir: Path, step: int) -> Path:
 
 def newest(stage_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
-    rejected = []
+    rejected: list[str] = []
     for path in reversed(committed(checkpoints_dir(stage_dir))):
         try:
             return verify(path), rejected

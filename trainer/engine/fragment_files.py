@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,7 +69,8 @@ def write(
     nbytes = 0
     with private(path) as f:
         data = _pieces(fragments[key][1] for key in largest_first)
-        for piece in (len(head).to_bytes(8, "little"), head, *data):
+        begins: tuple[bytes | memoryview, ...] = (len(head).to_bytes(8, "little"), head)
+        for piece in chain(begins, data):
             sha.update(piece)
             nbytes += f.write(piece)
             wrote(len(piece))
@@ -148,6 +150,6 @@ def _bytes(values: torch.Tensor) -> np.ndarray:
 
 def _pieces(tensors: Iterator[torch.Tensor]) -> Iterator[memoryview]:
     for values in tensors:
-        view = memoryview(_bytes(values))
+        view = _bytes(values).data
         for at in range(0, len(view), _CHUNK):
             yield view[at : at + _CHUNK]

@@ -17,6 +17,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
 from data_pipeline.errors import PreflightError
+from trainer.engine.sharding import as_cut
 from trainer.engine.swapped import Swapped
 
 WEIGHT = "weight"
@@ -164,7 +165,7 @@ def refresh(engine: deepspeed.DeepSpeedEngine) -> None:
         case DeepSpeedZeroOptimizer_Stage3():
             places = list(_places(engine))
             for place in places:
-                part = place.parameter.ds_tensor.data.view(-1)
+                part = as_cut(place.parameter).ds_tensor.data.view(-1)
                 part.copy_(place.flat.weight.narrow(0, place.offset, part.numel()))
             for swapped in {place.flat.swapped for place in places if place.flat.swapped}:
                 swapped.flush()
@@ -252,8 +253,9 @@ def _places(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Place]:
 
 def _part(parameter: nn.Parameter, engine: deepspeed.DeepSpeedEngine) -> tuple[int, int]:
     """Where this rank's part of a parameter that ZeRO-3 has cut begins, and its length without padding."""
-    start = parameter.partition_numel() * engine.optimizer._get_param_partition_rank(parameter)
-    return start, max(0, min(parameter.partition_numel(), parameter.ds_numel - start))
+    cut = as_cut(parameter)
+    start = cut.partition_numel() * engine.optimizer._get_param_partition_rank(parameter)
+    return start, max(0, min(cut.partition_numel(), cut.ds_numel - start))
 
 
 def _trained(place: _Place, name: str, slot: str, flat: torch.Tensor, rank: int, ranks: int) -> Fragment:

@@ -26,7 +26,8 @@ class Gate:
         self._admit: Callable[[float], bool] = lambda norm: True
         self._norm: float | None = None
         self._admitted = True
-        self._update: Callable[[], object] | None = None
+        self._plain = False
+        self._update: Callable[[], object] = lambda: None
         optimizer = engine.optimizer
         match optimizer:
             case DeepSpeedZeroOptimizer_Stage3():
@@ -36,8 +37,8 @@ class Gate:
                 self._whole = optimizer.scaled_global_norm
                 optimizer.scaled_global_norm = self._of_all
             case torch.optim.Optimizer():
-                self._update = optimizer.step
-                optimizer.step = self._update_if_admitted
+                self._plain, self._update = True, optimizer.step
+                optimizer.step = self._update_if_admitted  # type: ignore[method-assign, assignment]  # on purpose
             case _:
                 raise PreflightError(
                     f"DeepSpeed gives the optimizer {type(optimizer).__name__}, whose gradient norm is not "
@@ -53,7 +54,7 @@ class Gate:
         """
         self._admit, self._norm = admit, None
         optimizer = self._engine.optimizer
-        if self._update:
+        if self._plain:
             self._ask_for_all()
         elif isinstance(optimizer, DeepSpeedZeroOptimizer) and not self._engine.fp16_enabled():
             # ZeRO 1 and 2 ask for no norm where they look at each gradient first.

@@ -58,8 +58,8 @@ class Memory:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Memory":
-        windows = {key: tuple(raw[key]) for key in ("losses", "norms") if key in raw}
-        return cls(**{**raw, **windows})
+        windows: dict[str, Any] = {key: tuple(raw[key]) for key in ("losses", "norms") if key in raw}
+        return cls(**(raw | windows))
 
     def after_good(self, guard: Guard, step: int, loss: float, norm: float) -> "Memory":
         """Past `furthest`, the next bad step is the first again: going back to it has led on."""

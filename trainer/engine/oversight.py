@@ -48,7 +48,9 @@ class Oversight:
 
     def follow(self, model: nn.Module) -> None:
         """Note which part of the model is at work: its modules, and the layers of those that repeat."""
-        for name, module in model.named_modules() if self.watch is not None else ():
+        if self.watch is None:
+            return
+        for name, module in model.named_modules():
             parent = model.get_submodule(name.rpartition(".")[0]) if name else None
             if parent is model or isinstance(parent, nn.ModuleList):
                 # Before DeepSpeed's own hook, which gathers weights and may wait there.

@@ -220,8 +220,9 @@ class Saver:
 
     def _stage(self, job: _Job) -> OSError | None:
         try:
-            for part, fragments in job.parts.items() if self._staging else ():
-                self._staging.leave(part.name, fragments)
+            if self._staging is not None:
+                for part, fragments in job.parts.items():
+                    self._staging.leave(part.name, fragments)
         except OSError as e:
             return e
         return None
@@ -316,7 +317,7 @@ class Saver:
         """What ends this rank (all ranks): its own error, or what the first rank that has one says."""
         own = None if error is None or isinstance(error, _Abandoned) else self._reason(job, error)
         said = [text for text in gathered(self._world, own) if text]
-        if own is not None and not isinstance(error, OSError):
+        if error is not None and own is not None and not isinstance(error, OSError):
             return error
         return PreflightError(f"the checkpoint of step {job.state.step} could not be written: {said[0]}")
 

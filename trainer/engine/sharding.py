@@ -2,15 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.engine.initialize import without_shared_memory_operator
+
+
+class Cut(Protocol):
+    """What DeepSpeed's ZeRO-3 attaches to a parameter."""
+
+    ds_numel: int
+    ds_tensor: torch.Tensor  # this rank's part, padded to the length of all ranks' parts
+    ds_secondary_tensor: torch.Tensor | None
+
+    def partition_numel(self) -> int: ...
+
+    def convert_to_zero_parameters(self, param_list: list[nn.Parameter]) -> None: ...
+
+
+def as_cut(parameter: nn.Parameter) -> Cut:
+    return cast(Cut, parameter)
 
 
 def shards_parameters(config: dict[str, Any]) -> bool:
@@ -35,7 +51,7 @@ class Shards:
             )
             self._first = parameter
         else:
-            self._first.convert_to_zero_parameters(param_list=[parameter])
+            as_cut(self._first).convert_to_zero_parameters(param_list=[parameter])
 
     @contextmanager
     def gathered_where_read(self) -> Iterator[None]:
@@ -57,7 +73,8 @@ class Shards:
                 parameter.data = parameter.data.to(dtype)
                 part = getattr(parameter, "ds_tensor", None)
                 if part is not None:
-                    parameter.ds_secondary_tensor = None  # hpZ's copy, which the next gathering makes anew
+                    # hpZ's copy, which the next gathering makes anew.
+                    as_cut(parameter).ds_secondary_tensor = None
                     pinned = part.is_pinned()
                     part.data = part.data.to(dtype)
                     if pinned:
