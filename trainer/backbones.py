@@ -146,7 +146,8 @@ def _train_vision(recipe: Recipe, config: VisionBackbone, scenes: Path, out: Pat
     for _ in _steps("vision tower", config.steps, optimizer, config.lr):
         rows = torch.randint(held, len(pictures), (config.batch,), generator=draw)
         features, wanted = read(rows.tolist())
-        loss = sum(F.cross_entropy(heads[k](features), v) for k, v in wanted.items())
+        losses = (F.cross_entropy(heads[k](features), v) for k, v in wanted.items())
+        loss = sum(losses, start=torch.zeros(()))
         loss.backward()
         _apply(probe, optimizer, loss)
     tower.eval()

@@ -29,7 +29,7 @@ class Board:
         """`seconds`: how long to try to reach rank 0."""
         self._rank = rank
         try:
-            self._store = dist.TCPStore(
+            self._store = dist.TCPStore(  # type: ignore[attr-defined]  # torch documents it by this name
                 os.environ["MASTER_ADDR"],
                 int(os.environ["MASTER_PORT"]),
                 ranks,

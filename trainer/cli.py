@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.cli import add_parser as add_data_parser
-from data_pipeline.cli_parser import IntermixedParser, add_verb, natural
+from data_pipeline.cli_parser import IntermixedParser, Verbs, add_verb, natural
 from data_pipeline.errors import ConfigError, FoveaError
 from trainer.cli_cluster import add_cluster_verbs
 from trainer.cli_doctor import add_doctor_verb
@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train vision-language models: from raw documents to an evaluated, exported model.",
         epilog="Start with:  fovea demo --fast",
     )
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=IntermixedParser)
+    verbs: Verbs = parser.add_subparsers(
+        title="verbs", metavar="VERB", required=True, parser_class=IntermixedParser
+    )
 
     p = add_verb(
         verbs,

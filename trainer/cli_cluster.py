@@ -123,7 +123,8 @@ def _chain(args: argparse.Namespace) -> int:
         print("\n".join(script_of(jobs_of(recipe, settings), settings)))
         return 0
     quiet_libraries()
-    from trainer.submission import Queue, advance
+    from trainer.scheduler import Queue
+    from trainer.submission import advance
 
     queue = Queue(or_else="; --dry-run shows the jobs on any machine")
     for line in advance(recipe, settings, queue, os.environ):

@@ -17,6 +17,7 @@ from data_pipeline.errors import FoveaError, PreflightError
 from trainer.launch import end_with_launcher, is_rank, launch, report_error
 
 if TYPE_CHECKING:
+    from trainer.doctor.examination import RecipeChecks
     from trainer.doctor.report import Report
 
 _SECONDS = 60
@@ -116,13 +117,15 @@ def _examined(args: argparse.Namespace) -> "Report | None":
     quiet_libraries()
     rank = int(os.environ.get("RANK", 0)) if is_rank() else 0
     size = int(os.environ["WORLD_SIZE"]) if is_rank() else 1
-    checks = None
+    checks: RecipeChecks | None = None
     try:
         with _at_most(_loading_s(args)):
             from trainer.doctor.examination import Examination, Order
 
             if rank == 0 and args.recipe:
-                from trainer.doctor.recipe import checks
+                from trainer.doctor import recipe as of_recipe
+
+                checks = of_recipe.checks
     except BREAKS as e:
         host, said = os.uname().nodename, f"cannot be loaded: {type(e).__name__}: {e}"
         fix = "mend what it names, or make the environment anew: make setup"
@@ -142,7 +145,8 @@ def _start_ranks(args: argparse.Namespace) -> "Report":
     from trainer.doctor.report import Report, Row
 
     argv = ["doctor", *([args.recipe] if args.recipe else []), "--run", str(args.run)]
-    host, rows = os.uname().nodename, ()
+    host = os.uname().nodename
+    rows: tuple[Row, ...] = ()
     with tempfile.TemporaryDirectory() as room:
         into = Path(room) / "report.json"
         try:

@@ -94,11 +94,11 @@ def noting_waits(note: Callable[[bool], None]) -> Iterator[None]:
         finally:
             note(False)
 
-    dist.Work.wait = noted
+    dist.Work.wait = noted  # type: ignore[method-assign, assignment]  # on purpose, and taken back
     try:
         yield
     finally:
-        dist.Work.wait = wait
+        dist.Work.wait = wait  # type: ignore[method-assign]
 
 
 @contextmanager

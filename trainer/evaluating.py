@@ -70,6 +70,7 @@ def evaluate_checkpoint(run: Run, oversight: Oversight) -> None:
 def _opened(run: Run, oversight: Oversight, digest: str) -> Opened:
     """The live model as something to evaluate."""
     assert run.stage.evaluate is not None
+    assert run.tokenizer is not None
     model, step, page = run.engine.module, run.state.step, run.recipe.evaluation
     suite = run.recipe.suite(run.stage.evaluate.suite)
 

@@ -83,7 +83,7 @@ def launch(argv: list[str], nproc: int, death: Death = lambda rank, how, pids: "
             spoke = min((f for f in files if f.exists()), key=lambda f: f.stat().st_mtime_ns, default=None)
             if asked and not any(errors) and all(c in (0, -asked[0]) for c in codes):
                 raise stopped_by(asked[0], "stopped before training began")
-            raise _root_cause(codes, errors, spoke and int(spoke.name), known)
+            raise _root_cause(codes, errors, None if spoke is None else int(spoke.name), known)
 
 
 def end_with_launcher() -> None:

@@ -72,8 +72,8 @@ def _steps(run: Run, oversight: Oversight, saver: Saver) -> None:
             saved = run.state.step
             continue
         metrics["checkpoint_stall_s"] = saver.stall()
-        metrics["step_s"] = time.perf_counter() - began
-        metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
+        metrics["step_s"] = step_s = time.perf_counter() - began
+        metrics["tokens_per_s"] = float(metrics["tokens"]) / step_s
         metrics |= run.figures.speed(metrics)
         for sink in run.sinks:
             sink.write(metrics)

@@ -234,10 +234,10 @@ class FoveaScorer:
             )
         except (Unusable, DecodeError):
             return None
-        tokens = _shortened(tokens, t.stage.sequence_length)
-        if tokens is None:
+        shortened = _shortened(tokens, t.stage.sequence_length)
+        if shortened is None:
             return None
-        return Document(Piece(sample.id, sample.source, 0, tokens), pictures)
+        return Document(Piece(sample.id, sample.source, 0, shortened), pictures)
 
     @torch.no_grad()
     def _gain(self, documents: list[Document]) -> list[float]:
@@ -300,7 +300,8 @@ def _open(data: bytes) -> Image.Image | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             if "A" in image.getbands() or "transparency" in image.info:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+                white = Image.new("RGBA", image.size, "white")
+                return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
             return image.convert("RGB")
     except Exception:  # noqa: BLE001 - on altered bytes the format parsers raise nearly anything
         return None

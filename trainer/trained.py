@@ -25,8 +25,8 @@ from trainer.models.adapters import merge, split
 from trainer.models.autoregressive import AutoregressiveVLM
 from trainer.models.config import Model
 from trainer.models.weights import load_state
-from trainer.run import load_parts
 from trainer.stage_stream import open_datasets
+from trainer.start import load_parts
 
 
 @dataclass(frozen=True, kw_only=True)

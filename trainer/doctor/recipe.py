@@ -6,6 +6,7 @@ It loads what trains, and is for one rank: a thousand that load transformers ask
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
@@ -106,7 +107,8 @@ def tokenizer(recipe: Recipe, run: Path) -> Iterator[Finding]:
 def _template(path: Path, ours: Tokenizer) -> Finding:
     if not (path / "chat_template.jinja").is_file():
         return Finding("chat template", "skipped", f"{path} has none; fovea export writes the layout's")
-    theirs = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    # Any: its hints know no messages in parts, nor that what comes back is a mapping.
+    theirs: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     sample = _dialogue(picture=False)
     messages = [{"role": s.role, "content": [{"type": "text", "text": s.text}]} for s in sample.segments]
     expected = render(sample, ours, 1, "answers").input_ids.tolist()

@@ -58,7 +58,9 @@ def python(found: str | None = None, asked: str | None = None) -> Finding:
 
 def packages(asked: Iterable[str] | None = None) -> Iterator[Finding]:
     """The installed versions against the requirements; of optional packages those that are there."""
-    wrong, old, looked = [], [], 0
+    wrong: list[str] = []
+    old: list[str] = []
+    looked = 0
     for text in _asked()[1] if asked is None else asked:
         requirement = Requirement(text)
         optional = requirement.marker is not None and "extra" in str(requirement.marker)

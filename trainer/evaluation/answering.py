@@ -140,12 +140,12 @@ def rank_texts(
     """
     for question in subject.ranks.rounds(mine, None):
         pictures: tuple[Picture, ...] = ()
-        try:
-            if question is not None:
+        if question is not None:
+            try:
                 pictures = decode(picture_bytes(question.images[0]), subject.image)
-        except (DecodeError, DataError) as e:
-            store.append([{"id": question.id, "error": str(e)}])
-        if pictures:
+            except (DecodeError, DataError) as e:
+                store.append([{"id": question.id, "error": str(e)}])
+        if question is not None and pictures:
             of = {"id": question.id, "unit": question.unit, "truths": list(question.truths)}
             each = _score(subject, pictures, texts)
             scores = [sum(each[n : n + wordings]) / wordings for n in range(0, len(each), wordings)]

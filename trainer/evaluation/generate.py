@@ -14,6 +14,7 @@ from data_pipeline.stream.collate import flat
 from data_pipeline.stream.decode import Picture
 from trainer.evaluation.sampling import GREEDY, Chooser, Decoding, stops
 from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.crossed import CrossAttentionVLM
 from trainer.models.masks import dense_mask
 
 
@@ -121,7 +122,7 @@ def _decode(
     cache = DynamicCache()
     embeddings, media = model.inputs(batch)
     positions = batch.positions
-    if media is not None:
+    if media is not None and isinstance(model, CrossAttentionVLM):
         media = model.cross_attention.keep(media)
     first = 0
     written: list[list[int]] = [[] for _ in ends]

@@ -22,10 +22,11 @@ from data_pipeline.stream.decode import DecodeError, Picture, decode
 from data_pipeline.stream.fit import fit
 from data_pipeline.stream.source import Source
 from data_pipeline.stream.tokens import Tokenizer
-from trainer.evaluation.captioning import cider, exact_match, tokenize
+from trainer.evaluation.captioning import cider, exact_match
 from trainer.evaluation.config import Evaluation
 from trainer.evaluation.generate import Prompt, generate
 from trainer.evaluation.lockstep import Lockstep
+from trainer.evaluation.ptb import tokenize
 from trainer.evaluation.sampling import GREEDY, Decoding, until_stop
 from trainer.evaluation.shown import thumbnail
 from trainer.evaluation.vqa import vqa_accuracy

@@ -56,7 +56,7 @@ def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
     if len(files) == 1:
         (directory / "0.part").replace(directory / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(files):
         file = f"model-{number + 1:05}-of-{len(files):05}.safetensors"
         (directory / f"{number}.part").replace(directory / file)

@@ -10,13 +10,13 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Idefics2Config
+from transformers import AutoModelForCausalLM, Idefics2Config, Idefics2VisionConfig
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from data_pipeline.errors import DataError
@@ -82,7 +82,7 @@ def skeleton(config: Idefics2Config, page: Model) -> AutoregressiveVLM:
     text.tie_word_embeddings = config.tie_word_embeddings
     with torch.device("meta"):
         language = AutoModelForCausalLM.from_config(text, trust_remote_code=False, attn_implementation="sdpa")
-        vision = Idefics2VisionTransformer(copy.deepcopy(config.vision_config))
+        vision = Idefics2VisionTransformer(cast(Idefics2VisionConfig, copy.deepcopy(config.vision_config)))
         return build_model(page, vision, language, "causal", predicts_new=True)
 
 

@@ -31,21 +31,21 @@ def write_adapters(
     `tensors`: the adapters' under our names; `rename`: our name of a linear layer -> its name in that model.
     Raises ConfigError where there is no adapter, or where one of peft cannot say what was trained.
     """
-    adapted = {module: tuning for module, tuning in train.items() if tuning.adapter}
-    kinds = sorted({tuning.kind for tuning in adapted.values()})
+    adapted = {module: tuning.adapter for module, tuning in train.items() if tuning.adapter}
+    kinds = sorted({train[module].kind for module in adapted})
     if len(kinds) != 1:
         raise ConfigError(
             f"the adapters cannot be written apart: there are {' and '.join(kinds) or 'none'}; peft takes "
             "one kind.\n  Without --adapters they are merged into the exported weights."
         )
     refuse_empty(dict(tensors), "export")
-    layers = {_layer(name): adapted[name.partition(".")[0]].adapter for name in tensors}
+    layers = {_layer(name): adapted[name.partition(".")[0]] for name in tensors}
     first = next(iter(layers.values()))
     theirs = {rename(layer): adapter for layer, adapter in layers.items()}
     config = LoraConfig(
         base_model_name_or_path=str(base),
         r=first.rank,
-        lora_alpha=first.alpha,
+        lora_alpha=first.alpha,  # type: ignore[arg-type]  # peft says int, and divides it
         lora_dropout=first.dropout,
         use_dora=kinds == ["dora"],
         target_modules=sorted(theirs),
@@ -60,7 +60,7 @@ def write_adapters(
         if name.endswith(part)
     }
     with replacing(out, "adapter_config.json", "exported adapter") as temporary:
-        config.save_pretrained(temporary)
+        config.save_pretrained(str(temporary))
         save_file(named, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

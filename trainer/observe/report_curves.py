@@ -107,7 +107,8 @@ def _interval(found: list[Benchmarked], name: str, value: str, interval: str) ->
     values = [finite(mapping(b.page.get(value)).get(name)) for b in found]
     ends = [_ends(b.page, name, interval) for b in found]
     there = [(b.step, v, *e) for b, v, e in zip(found, values, ends, strict=True) if v is not None]
-    return Interval(*([row[i] for row in there] for i in range(4)))
+    steps, scores, low, high = zip(*there, strict=True) if there else ((), (), (), ())
+    return Interval(steps, scores, low, high)
 
 
 def _said(page: dict[str, Any], name: str, value: str, interval: str) -> str:

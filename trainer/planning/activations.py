@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.config import Recipe, Stage
 from trainer.models.autoregressive import AutoregressiveVLM
+from trainer.models.config import Recomputed
 from trainer.models.cross_attention import Media
 from trainer.models.loss import CHUNK
 from trainer.models.vision import patch_features
@@ -56,20 +57,18 @@ def kept(
     dtype: torch.dtype,
     patches: int,
     images: int,
-    setting: bool | Mapping[str, int],
+    setting: bool | Mapping[Recomputed, int],
 ) -> tuple[Kept, Kept]:
     """Of a stage that computes in `dtype`, each image of so many `patches`: with `setting` as its
     activation_checkpointing, and with nothing recomputed. `images` of a row count where they are read
     beside it.
     """
-    layers = {part: getattr(recipe.expected, part)["num_hidden_layers"] for part in ("vision", "language")}
-    few, more = (
-        {part: min(n, times * _period(recipe, setting, part)) for part, n in layers.items()}
-        for times in (1, 2)
-    )
+    parts: tuple[Recomputed, ...] = ("vision", "language")
+    layers = {p: getattr(recipe.expected, p)["num_hidden_layers"] for p in parts}
+    few, more = ({p: min(layers[p], times * _period(recipe, setting, p)) for p in parts} for times in (1, 2))
     short, long = (_run(recipe, stage, dtype, patches, images, setting, n) for n in (few, more))
 
-    def of_all(part: str, of_few: int, of_more: int) -> int:
+    def of_all(part: Recomputed, of_few: int, of_more: int) -> int:
         if more[part] == few[part]:
             return of_more
         return of_more + (of_more - of_few) * (layers[part] - more[part]) // (more[part] - few[part])
@@ -172,7 +171,7 @@ class _Fused(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _period(recipe: Recipe, setting: bool | Mapping[str, int], part: str) -> int:
+def _period(recipe: Recipe, setting: bool | Mapping[Recomputed, int], part: Recomputed) -> int:
     """Layers after which what a layer is and keeps repeats itself."""
     model, every = recipe.model, setting if isinstance(setting, Mapping) else {}
     own = every.get(part, 1)
@@ -182,7 +181,9 @@ def _period(recipe: Recipe, setting: bool | Mapping[str, int], part: str) -> int
     return math.lcm(own, blocks, model.moe.every if model.moe else 1)
 
 
-def _recomputes_last(setting: bool | Mapping[str, int], part: str, layers: Mapping[str, int]) -> bool:
+def _recomputes_last(
+    setting: bool | Mapping[Recomputed, int], part: Recomputed, layers: Mapping[Recomputed, int]
+) -> bool:
     if not isinstance(setting, Mapping):
         return setting
     return part in setting and (layers[part] - 1) % setting[part] == 0
@@ -194,8 +195,8 @@ def _run(
     dtype: torch.dtype,
     patches: int,
     images: int,
-    setting: bool | Mapping[str, int],
-    layers: Mapping[str, int],
+    setting: bool | Mapping[Recomputed, int],
+    layers: Mapping[Recomputed, int],
 ) -> tuple[Kept, Kept]:
     """Of a model of so many `layers`."""
     with torch.device("meta"), _Fused():
@@ -241,8 +242,8 @@ def _image(model: AutoregressiveVLM, patches: int) -> torch.Tensor:
     return model.connector(seen, index, grids)
 
 
-def _shortened(recipe: Recipe, layers: Mapping[str, int]) -> Recipe:
+def _shortened(recipe: Recipe, layers: Mapping[Recomputed, int]) -> Recipe:
     expects = recipe.expected
-    parts = {p: getattr(expects, p) | {"num_hidden_layers": n} for p, n in layers.items()}
+    parts: dict[str, Any] = {p: getattr(expects, p) | {"num_hidden_layers": n} for p, n in layers.items()}
     backbones = recipe.backbones.model_copy(update={"expects": expects.model_copy(update=parts)})
     return recipe.model_copy(update={"backbones": backbones})

@@ -143,7 +143,7 @@ def _whole(plan: Plan, prices: Prices) -> Iterator[str]:
 
 def _scaling(plan: Plan, prices: Prices) -> Iterator[str]:
     yield "all stages by GPUs, a mean step (a smaller micro-batch where the recipe's does not divide)"
-    heads = ("GPUs", "step, s", "computes", "communicates", "waits", "days", "GPU-hours")
+    heads: tuple[str, ...] = ("GPUs", "step, s", "computes", "communicates", "waits", "days", "GPU-hours")
     heads += ("cost",) if prices.gpu_hour is not None else ()
     yield " ".join(f"{head:>12}" for head in heads)
     for row in plan.scaling:

@@ -57,7 +57,7 @@ def traffic_of(
     graph leads through them, else twice."""
     zero, w = page.zero_optimization, BYTES[page.precision]
     trained = sum(weights.trained)
-    reduced = BYTES[page.communication_data_type or page.precision] * trained
+    reduced: float = BYTES[page.communication_data_type or page.precision] * trained
     if zero.zero_quantized_gradients:
         reduced = trained / 2
     host = _host(weights, page, ranks)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from data_pipeline.errors import ConfigError
 from trainer.config import Recipe, Stage
+from trainer.models.config import Recomputed
 from trainer.models.flops import Flops, Load, causal_pairs, forward, full_pairs, training
 from trainer.models.loss import CHUNK
 from trainer.models.recompute import EVERY_LAYER
@@ -98,7 +99,7 @@ def work_of(recipe: Recipe, stage: Stage, pictures: Pictures) -> Work:
     )
 
 
-def _again(stage: Stage, forward: Flops, setting: bool | Mapping[str, int]) -> Flops:
+def _again(stage: Stage, forward: Flops, setting: bool | Mapping[Recomputed, int]) -> Flops:
     """Layers that are recomputed, where there is a graph; and the logits of all chunks but the last."""
     every = setting if isinstance(setting, Mapping) else EVERY_LAYER if setting else {}
     graph = {
