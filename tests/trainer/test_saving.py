@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,22 @@ def test_a_checkpoint_of_another_format_says_who_wrote_it(written, tmp_path):
         altered(checkpoint.directory_of(room, 1), lambda record, number=number: record.update(format=number))
         with pytest.raises(DataError, match=who):
             checkpoint.verify(checkpoint.directory_of(room, 1))
+
+
+def test_a_file_is_written_without_a_copy_of_all_its_tensors_in_memory(tmp_path, monkeypatch):
+    plain, copies, most = fragment_files._bytes, [], 0
+
+    def copied(values: torch.Tensor) -> Any:  # as from a GPU
+        nonlocal most
+        copy = plain(values).copy()
+        copies.append(weakref.ref(copy))
+        most = max(most, sum(there() is not None for there in copies))
+        return copy
+
+    monkeypatch.setattr(fragment_files, "_bytes", copied)
+    tensors = {f"weight/{n}": (0, torch.full((10,), float(n))) for n in range(8)}
+    fragment_files.write(tmp_path / "file", tensors)
+    assert most <= 2  # the one before goes when the next is there
 
 
 def test_sums_do_not_depend_on_the_cut_and_tell_places_apart():
