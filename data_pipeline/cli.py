@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.cli_parser import IntermixedParser, Verbs, add_verb, natural, positive
+from data_pipeline.cli_parser import IntermixedParser, Verbs, add_verb, natural, new_file, positive
 from data_pipeline.cli_views import add_view_verbs
-from data_pipeline.errors import ConfigError, DataError, FoveaError, shown
+from data_pipeline.errors import ConfigError, DataError, FoveaError, refusal, shown
 
 if TYPE_CHECKING:
     from data_pipeline.build.executor import Executor
@@ -70,7 +71,7 @@ def add_parser(subparsers: Verbs) -> Verbs:
     p = add_verb(verbs, "preview", _preview, "one static HTML page with samples as training sees them",
               "fovea data preview data/demo --out preview.html --source scenes_qa")  # fmt: skip
     p.add_argument("directory", type=Path, nargs="?", metavar="DIR")
-    p.add_argument("--out", type=Path, metavar="FILE.html", help="(DIR/preview.html)")
+    p.add_argument("--out", type=new_file, metavar="FILE.html", help="(DIR/preview.html)")
     p.add_argument("--split", choices=("train", "heldout"))
     p.add_argument("--source", metavar="NAME")
     p.add_argument("--n", type=positive, default=20, metavar="N", help="samples (%(default)s)")
@@ -96,8 +97,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run_verb(args)
     except FoveaError as e:
-        sys.stderr.write(f"fovea: {shown(e)}\n")
-        return e.exit_code
+        error = e
+    except (OSError, sqlite3.Error) as e:
+        if (refused := refusal(e)) is None:
+            raise
+        error = refused
+    sys.stderr.write(f"fovea: {shown(error)}\n")
+    return error.exit_code
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -181,14 +187,16 @@ def _stats(args: argparse.Namespace) -> int:
 
 def _preview(args: argparse.Namespace) -> int:
     from data_pipeline.build.look.preview import preview
+    from data_pipeline.manifest import read_manifest
 
     if args.directory is None:
         raise ConfigError("say which dataset:  fovea data preview DIR")
     out = args.out or args.directory / "preview.html"
+    read_manifest(args.directory)  # before a folder is made in what is no dataset
+    out.parent.mkdir(parents=True, exist_ok=True)
     page = preview(
         args.directory, n=args.n, seed=args.seed, split=args.split, source=args.source, excluded=args.excluded
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     print(f"wrote {out} ({len(page) / 1e3:,.0f} kB): open it in a browser")
     return 0

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipeline.cli_parser import Verbs, add_verb
+from data_pipeline.cli_parser import Verbs, add_verb, new_file
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
@@ -44,7 +44,7 @@ def add_view_verbs(verbs: Verbs) -> None:
                  "fovea data decontaminate data/mine --benchmark data/textvqa --out pairs.html")  # fmt: skip
     p.add_argument("directory", type=Path, metavar="DIR")
     p.add_argument("--benchmark", type=Path, required=True, metavar="DIR", help="its images and text files")
-    p.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the pairs side by side")
+    p.add_argument("--out", type=new_file, required=True, metavar="FILE.html", help="the pairs side by side")
     p.add_argument("--remove", action="store_true", help="leave out what is found; else it is only shown")
     p.add_argument("--embed", metavar="MODEL", help="siglip:DIR or clip:DIR: compare what it sees as well")
     p.add_argument("--ngram", type=int, metavar="N", help="words in a row that count as shared (13)")
@@ -143,6 +143,7 @@ def _decontaminate(args: argparse.Namespace) -> int:
         wrong = "\n".join(f"  --{x['loc'][-1]}: {x['msg']} (got {x['input']!r})" for x in e.errors())
         raise ConfigError(f"decontaminate:\n{wrong}") from None
     read_manifest(args.directory)
+    args.out.parent.mkdir(parents=True, exist_ok=True)  # refused now rather than after the search
     with locked(args.directory):
         embed = load_embedder(args.embed) if args.embed else None
         report = decontaminate(args.directory, args.benchmark, config, embed=embed)
@@ -151,7 +152,6 @@ def _decontaminate(args: argparse.Namespace) -> int:
             step = step_name(args.benchmark)
             manifest = exclude(args.directory, step, report.exclusions, made)
             write_report(args.directory)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page(report), encoding="utf-8")
     for name, value in report.summary().items():
         print(f"{name}: {value:,}")

@@ -4,6 +4,9 @@ A message says what is wrong, where (file, line or record), what is allowed, and
 """
 
 import difflib
+import errno
+import os
+import sqlite3
 from collections.abc import Iterable
 
 
@@ -53,6 +56,36 @@ class PreemptedError(FoveaError):
     """Stopped on request, with everything saved; the same command goes on."""
 
     exit_code = 143
+
+
+_MISPLACED = "name another place, or move away what is in its way"
+_FORBIDDEN = "name another place, or have it made writable for you"
+_FULL = "make room there; the same command goes on"
+_REFUSALS: dict[int, tuple[type[FoveaError], str]] = {
+    errno.ENOTDIR: (ConfigError, _MISPLACED),
+    errno.EISDIR: (ConfigError, _MISPLACED),
+    errno.EEXIST: (ConfigError, _MISPLACED),
+    errno.EACCES: (ConfigError, _FORBIDDEN),
+    errno.EPERM: (ConfigError, _FORBIDDEN),
+    errno.EROFS: (ConfigError, _FORBIDDEN),
+    errno.ENOSPC: (PreflightError, _FULL),
+    errno.EDQUOT: (PreflightError, _FULL),
+    errno.EFBIG: (PreflightError, "raise the limit of a file's size (ulimit -f); the same command goes on"),
+}
+
+
+def refusal(error: OSError | sqlite3.Error) -> FoveaError | None:
+    """What a file system refused, where the fix is the user's: a place, a right, room. None: it is a bug."""
+    if isinstance(error, sqlite3.Error):
+        # Made by hand, an error of sqlite has no code.
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+            return None
+        error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if (known := _REFUSALS.get(error.errno or 0)) is None:
+        return None
+    kind, fix = known
+    where = f"{error.filename}: " if error.filename else ""
+    return kind(f"{where}{error.strerror}\n  To mend it: {fix}.")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

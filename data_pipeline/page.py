@@ -31,7 +31,10 @@ def load_page(
     file: Path, model: type[M], prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda page: page
 ) -> M:
     """The page as a `model`, after `prepare` (defaults, overrides). Raises ConfigError with every fault."""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{file}: no text in UTF-8 ({e.reason} at byte {e.start}), so no recipe") from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         page = yaml.safe_load(text)

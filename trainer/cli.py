@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.cli import add_parser as add_data_parser
 from data_pipeline.cli_parser import IntermixedParser, Verbs, add_verb, natural
-from data_pipeline.errors import ConfigError, FoveaError
+from data_pipeline.errors import ConfigError, FoveaError, refusal
 from trainer.cli_cluster import add_cluster_verbs
 from trainer.cli_doctor import add_doctor_verb
 from trainer.cli_eval import add_eval_verbs
@@ -48,6 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stdout = None
         return 0
+    except (OSError, sqlite3.Error) as e:
+        if is_rank() or (refused := refusal(e)) is None:  # of a rank the traceback says more
+            raise
+        report_error(refused)
+        return refused.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("fovea: interrupted; the same command resumes\n")
         return 130

@@ -76,7 +76,10 @@ def _expect_files(source: FileSource, tree: Tree, suffixes: Sequence[str]) -> No
         raise DataError(f"source '{source.name}' cannot be listed: {e}") from None
     if not found:
         wanted = f"names that end in {', '.join(suffixes)}"
-        raise DataError(f"source '{source.name}': no file below its path; read are {wanted}")
+        raise DataError(
+            f"source '{source.name}': no file to read below {tree.root}; read are {wanted}\n"
+            "  Correct its `path` in the recipe, or say where the inputs are:  --inputs DIR"
+        )
 
 
 def expect_apart(readers: dict[str, Reader], directory: Path) -> None:

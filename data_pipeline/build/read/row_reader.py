@@ -149,7 +149,9 @@ class RowReader:
                 f"match '{self.options.files}'" if self.options.files else f"end in {', '.join(SUFFIXES)}"
             )
             raise DataError(
-                f"source '{self.name}': no file of rows below its path; read are names that {wanted}"
+                f"source '{self.name}': no file of rows below {self.tree.root}; "
+                f"read are names that {wanted}\n"
+                "  Correct its `path` in the recipe, or say where the inputs are:  --inputs DIR"
             )
         return files
 
