@@ -30,6 +30,9 @@ FETCHABLE = ("http", "https")
 NOT_FETCHED = "not fetched"  # `Media.error` of a picture that is only an address so far
 MAX_IMAGE_BYTES = 64 * 2**20
 _BUFFER = 2**20
+_NO_RANGES = (
+    "its server answers no request for a part of a file: copy the file here, or serve it by another one"
+)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _SPELLED = re.compile(rb"\\x([89a-f][0-9a-f])")  # a byte of a file's name that is no UTF-8
 _DATA_URI = re.compile(r"^data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
@@ -275,8 +278,11 @@ class _Remote(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        with remote_errors():
-            data = self.file.read(len(buffer))
+        try:
+            with remote_errors():
+                data = self.file.read(len(buffer))
+        except ValueError as e:  # fsspec's word for a server that gives a file from its beginning alone
+            raise OSError(errno.EIO, _NO_RANGES if "range requests" in str(e) else str(e)) from None
         buffer[: len(data)] = data
         return len(data)
 

@@ -1,11 +1,13 @@
 """The reader as the build uses it: real captions in every format, and what a result depends on."""
 
+import contextlib
 import csv
 import functools
 import http.server
 import io
 import json
 import os
+import random
 import threading
 from pathlib import Path
 
@@ -201,7 +203,18 @@ def test_json_under_a_name_that_does_not_tell_is_said_unless_another_source_read
         assert build(recipe, out, root=pairs).unread == unread
 
 
-class Ranges(http.server.SimpleHTTPRequestHandler):
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """A server of files, each from its beginning alone."""
+
+    def copyfile(self, source, outputfile):
+        with contextlib.suppress(OSError):  # who asked for a part takes no more
+            super().copyfile(source, outputfile)
+
+    def log_message(self, *args):
+        pass
+
+
+class Ranges(Silent):
     """A server of files that answers requests for a range, as object stores and CDNs do."""
 
     def send_head(self):
@@ -216,9 +229,6 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         return io.BytesIO(part)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
@@ -251,6 +261,30 @@ def test_a_web_server_gives_the_same_as_the_folder_that_it_serves(served, pictur
     assert found[0] == found[1]
     assert [len([s for s in found[0] if s[0] == name]) for name in ("tar", "one", "page")] == [3, 3, 1]
     assert found[0][3][2] == (pictures[4][1],)
+
+
+@here
+def test_a_server_without_ranges_is_a_fault_of_the_files_that_need_them(pictures, tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    noise = random.Random(0).randbytes(12_000_000)  # more than is fetched of a file at once
+    write_tar(folder, [(name, data + noise, text) for name, data, text in pictures[:1]])
+    (folder / "captions.jsonl").write_text('{"image": "0.jpg", "caption": "a small one"}\n')
+    (folder / "0.jpg").write_bytes(pictures[4][1])
+    handler = functools.partial(Silent, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        sources = [
+            {"name": name, "kind": "captions", "path": url, "files": f"*.{name}"} for name in ("tar", "jsonl")
+        ]
+        recipe = BuildRecipe.model_validate({"name": "t", "bad_inputs": "drop", "sources": sources})
+        manifest = build(recipe, tmp_path / "out")
+        server.shutdown()
+    assert manifest.funnel["tar"].dropped == {"broken tar": 1}
+    assert manifest.funnel["jsonl"].written == 1
+    (fault,) = [b for t in manifest.tasks for b in t.bad_inputs]
+    assert "answers no request for a part of a file" in str(fault)
 
 
 def test_nothing_above_the_root_of_a_web_server_is_asked_for(served):
