@@ -304,7 +304,13 @@ def _parse(path: Path, build: Callable[[dict[str, Any]], T]) -> T:
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Repeat the build command.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{path} is not a manifest of Fovea: {e}. Repeat the build command.") from None
+        fix = "Repeat the build command."
+        if path.name == MANIFEST:  # a build refuses what it cannot compare itself with
+            fix = (
+                "\n  Take it back from a copy, or delete it and repeat the build command, which keeps shards."
+                "\n  What was withdrawn, filtered or decontaminated is then to be so again: it stood there."
+            )
+        raise DataError(f"{path} is not a manifest of Fovea: {e}. {fix}") from None
 
 
 def _task_record(raw: dict[str, Any]) -> TaskRecord:

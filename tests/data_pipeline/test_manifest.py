@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from data_pipeline.build.run import build
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import (
     Funnel,
@@ -70,6 +71,22 @@ def test_a_damaged_manifest_is_an_error_of_data(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_a_damaged_manifest_is_mended_as_its_message_says(tmp_path, make):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(make.png())
+    (tmp_path / "in/captions.jsonl").write_text('{"image": "a.png", "caption": "a red one"}')
+    build(tmp_path / "in", tmp_path / "d")
+    whole = (tmp_path / "d/manifest.json").read_bytes()
+    (tmp_path / "d/manifest.json").write_text("{")
+    with pytest.raises(DataError, match="delete it and repeat the build command, which keeps shards"):
+        build(tmp_path / "in", tmp_path / "d")
+    shards = {p: p.stat().st_mtime_ns for p in (tmp_path / "d/shards").iterdir()}
+    (tmp_path / "d/manifest.json").unlink()
+    build(tmp_path / "in", tmp_path / "d")
+    assert (tmp_path / "d/manifest.json").read_bytes() == whole
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "d/shards").iterdir()} == shards
 
 
 def test_a_dataset_of_another_schema_version_is_refused_and_says_what_to_do(tmp_path):

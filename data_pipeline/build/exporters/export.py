@@ -54,7 +54,7 @@ def export(
     """Write what the dataset shows, or one source or split of it, to the folder `out`.
 
     Raises ConfigError for an unknown format, source or split and for a folder that holds something already,
-    DataError for a shard that cannot be read.
+    DataError for a shard that cannot be read, and where no sample fits the format.
     """
     directory, out = Path(directory), Path(out)
     manifest = read_manifest(directory)
@@ -74,6 +74,11 @@ def export(
         fcntl.flock(fd, fcntl.LOCK_EX)  # it is at work; the lock goes with the process, however it ends
         exporter = _exporter(format, temporary, manifest)
         exported = _write(directory, manifest, pairs, exporter, format)
+        if not exported.samples:
+            why = "".join(f"\n  left out, {reason}: {n:,}" for reason, n in exported.left_out.items())
+            raise DataError(
+                f"no export is made: {directory} shows nothing that the format '{format}' can say{why}"
+            )
         page = {**asdict(exported), "dataset": manifest.digest, "licences": manifest.licences}
         write_json(temporary / "export.json", page)
         _fsync_files(temporary)

@@ -132,6 +132,13 @@ def test_what_a_format_cannot_say_is_counted_and_told(tmp_path, make, samples):
     assert (exported.samples, exported.left_out) == (28, {"a dialogue": 9})
 
 
+def test_a_format_that_can_say_nothing_of_a_dataset_makes_no_export(tmp_path, make, dialogues):
+    make.dataset(tmp_path / "d", dialogues)
+    with pytest.raises(DataError, match=rf"'obelics' can say\n  left out, a dialogue: {len(dialogues)}"):
+        export(tmp_path / "d", tmp_path / "out", "obelics")
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
 def test_datasets_reads_the_tables(tmp_path, make, documents, dialogues):
     make.dataset(tmp_path / "data", [*documents, *dialogues])
     pictures = {s.id: [s.image_bytes[x.media] for x in s.segments if x.type == "image"] for s in documents}
