@@ -83,7 +83,7 @@ def render(
     environment.filters.update(
         count=wording.count, compact=wording.compact, percent=wording.percent, number=wording.number
     )
-    environment.globals.update(kept_share=kept, UNITS=UNITS)
+    environment.globals.update(kept_share=kept, UNITS=UNITS, CHARS_PER_TOKEN=wording.CHARS_PER_TOKEN)
     return environment.get_template("report.html.j2").render(
         manifest=manifest,
         funnel=found,

@@ -72,6 +72,14 @@ def test_the_same_dataset_gives_the_same_bytes_anywhere(built, tmp_path):
     assert str(built).encode() not in b"".join(first.values())
 
 
+def test_each_step_says_the_tokens_that_its_characters_are_about(built):
+    words = " ".join(Page(report(built)).words.split())
+    steps = json.loads((built / "funnel.json").read_text())["total"]["steps"]
+    assert len(steps) > 2
+    for chars in {step["text_chars"]["out"] for step in steps}:
+        assert f"{chars:,} ≈ {chars / 4000:.3g}k tokens" in words
+
+
 def test_the_dataset_still_verifies_with_its_report(built):
     before = read_manifest(built).digest
     write_report(built)
