@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,6 +134,8 @@ def build(
             manifest = _without_copies(manifest, recipe, directory, executor)
         write_manifest(directory, manifest)
         remove_unnamed(directory, manifest)
+        # Empty, but where a run died while it cleared away, or counted inputs that have changed since.
+        shutil.rmtree(directory / "work", ignore_errors=True)
         write_report(directory)
     return manifest
 

@@ -3,13 +3,19 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
+
+from data_pipeline.build.run import build
+from data_pipeline.build.scenes.documents import write_documents
+from endpoint import Endpoint, said
 
 CRASH = Path(__file__).parent / "crash"
 # Everything that writes: all formats, an index of a crawl, lists and examples of what was dropped, both
@@ -30,6 +36,48 @@ sources:
   - {name: pages, kind: html, path: web, max_chars: 400}
   - {name: crawl, kind: warc, path: crawl, max_chars: 400}
 """
+
+# The kinds and steps that the other one has not: answers of a model and their cache, papers, dialogues,
+# documents in rows, the count of paragraphs that pages share, personal data, samples held out.
+OTHERS = """
+name: others
+tasks: 2
+bad_inputs: drop
+formats: [arrow]
+heldout: 0.3
+filters: {personal_data: [email], languages: [en]}
+dedup:
+  documents: {exact: true}
+  images: {max_phash_count: 9}
+sources:
+  - {name: papers, kind: pdf, path: drawn/pdf, embedded_images: true}
+  - {name: pages, kind: html, path: web, filters: {max_paragraph_count: 2}}
+  - {name: dialogues, kind: questions, path: dialogues.json}
+  - {name: documents, kind: interleaved, path: documents.jsonl}
+  - {name: described, kind: synthetic, path: built, task: caption, endpoint: "URL", model: tiny}
+  - {name: asked, kind: synthetic, path: built, task: qa, endpoint: "URL", model: tiny, chunk: 2}
+"""
+
+
+@pytest.fixture
+def others(inputs: Path, tmp_path: Path) -> Iterator[Path]:
+    """The inputs of OTHERS, with the endpoint that answers."""
+    write_documents(inputs / "drawn", pages=0, pdfs=2, seed=0)
+    rows = [{"image": f"{n % 4}.png", "question": f"Which picture is number {n}?", "answer": "This one."}
+            for n in range(5)]  # fmt: skip
+    (inputs / "dialogues.json").write_text(json.dumps([*rows, {"question": "?"}]))
+    long = {
+        "sequence": [{"text": "Some words before it."}, {"image": "1.png"}, {"text": "Write to a@b.org."}]
+    }
+    (inputs / "documents.jsonl").write_text(f"{json.dumps(long)}\n{json.dumps({'sequence': 3})}\n")
+    build(inputs / "recipe.yaml", tmp_path / "built", workers=1)
+    shutil.move(tmp_path / "built", inputs / "built")
+
+    pairs = json.dumps([{"question": "What is it?", "answer": "A square of one colour."}])
+    endpoint = Endpoint(lambda *_: said(pairs))  # a poor caption, and one all the same
+    (inputs / "recipe.yaml").write_text(OTHERS.replace("URL", endpoint.url))
+    yield inputs
+    endpoint.close()
 
 
 @pytest.fixture
@@ -95,6 +143,14 @@ def test_what_dies_at_any_change_of_a_file_ends_byte_identical_when_repeated(dee
     found = die_everywhere(deed, inputs, tmp_path)
     assert found["wrong"] == []
     assert found["points"] >= points
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_build_of_every_other_kind_that_dies_anywhere_ends_byte_identical_when_repeated(others, tmp_path):
+    found = die_everywhere("build", others, tmp_path)
+    assert sorted({fault for *_, fault in found["wrong"]}) == []
+    assert found["points"] >= 100
 
 
 IN_PLACE = """

@@ -171,11 +171,14 @@ def imbalances(folder: Path) -> list[str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file and every empty folder. datatrove's logs tell of two runs instead of one, by right."""
+    """Every file and every empty folder, but what tells of two runs instead of one, by right: datatrove's
+    logs, and the answers of a model in the order in which they came."""
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else b""
         for p in folder.rglob("*")
-        if "logs" not in p.relative_to(folder).parts and (p.is_file() or not any(p.iterdir()))
+        if "logs" not in p.relative_to(folder).parts
+        and ".sqlite" not in p.name
+        and (p.is_file() or not any(p.iterdir()))
     }
 
 

@@ -126,6 +126,19 @@ def test_what_a_killed_count_left_is_taken_up_and_gives_the_same_dataset(tmp_pat
     assert build(recipe(2), tmp_path / "broken", root=tmp_path).digest == whole.digest
 
 
+def test_what_a_run_that_died_while_it_cleared_away_left_is_gone_in_the_end(tmp_path, crawl, monkeypatch):
+    def dies(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(boilerplate.shutil, "rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        build(recipe(2), tmp_path / "out", root=tmp_path)
+    assert list((tmp_path / "out").glob("work/*/counted/*"))
+    monkeypatch.undo()
+    build(recipe(2), tmp_path / "out", root=tmp_path)
+    assert not (tmp_path / "out/work").exists()
+
+
 def test_a_local_tree_counts_as_one_host_and_pictures_stay(tmp_path):
     for n in range(5):
         (tmp_path / "crawl").mkdir(exist_ok=True)
