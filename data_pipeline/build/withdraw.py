@@ -23,12 +23,14 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """`samples`, `images`: what no call before excluded. `unknown`: what was named and matches nothing."""
+    """`samples`, `images`: what no call before excluded. `unknown`: what was named and matches nothing.
+    `generators`: the models that wrote samples of the dataset, as they may be named."""
 
     manifest: Manifest
     samples: int
     images: int
     unknown: dict[str, tuple[str, ...]]
+    generators: tuple[str, ...] = ()
 
 
 def withdraw(
@@ -66,6 +68,7 @@ def withdraw(
         samples=sum(e.media_id is None for e in new),
         images=sum(e.media_id is not None for e in new),
         unknown={kind: tuple(sorted(v - wanted.met[kind])) for kind, v in wanted.named.items()},
+        generators=tuple(sorted(wanted.wrote)),
     )
 
 
@@ -77,6 +80,9 @@ def describe(withdrawal: Withdrawal) -> list[str]:
             more = f", and {len(values) - 5:,} more" if len(values) > 5 else ""
             shown = ", ".join(printable(v) for v in values[:5])
             lines.append(f"  {len(values):,} {kind} match nothing: {shown}{more}")
+    if withdrawal.unknown.get("generators"):
+        known = ", ".join(printable(name) for name in withdrawal.generators) or "none"
+        lines.append(f"  models that wrote samples: {known}")
     return lines
 
 
@@ -96,6 +102,7 @@ class _Wanted:
     starts: list[str]  # sorted, none the beginning of another
     start_named: dict[str, str]
     met: dict[str, set[str]] = field(default_factory=dict)
+    wrote: set[str] = field(default_factory=set)  # every model that is named in a row
 
     @classmethod
     def of(
@@ -192,6 +199,8 @@ def _found(
 def _made_by(row: dict[str, Any], wanted: _Wanted) -> bool:
     made = row["synthetic"] or {}
     name, version = made.get("generator"), made.get("generator_version")
+    if name is not None:
+        wanted.wrote.add(name)
     return wanted.has("generators", name) | wanted.has("generators", f"{name}:{version}")
 
 

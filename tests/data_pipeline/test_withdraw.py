@@ -141,6 +141,13 @@ def family(tmp_path, make):
     return tmp_path
 
 
+def test_of_a_generator_that_wrote_nothing_those_that_did_are_named(family):
+    said = describe(withdraw(family, generators=["lava"]))
+    assert "  1 generators match nothing: lava" in said
+    assert said[-1] == "  models that wrote samples: llava, other, third"
+    assert "models that wrote" not in "".join(describe(withdraw(family, generators=["llava"])))
+
+
 def test_a_generator_goes_with_all_its_versions_or_one(family):
     assert set(shown(family)) - set(_after(family, generators=["llava:1.5"])) == {"chat3"}
     assert set(_after(family, generators=["llava"])) == {"cap0", "chat0", "chat1", "chat2"}
