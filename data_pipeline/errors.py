@@ -23,7 +23,8 @@ class ConfigError(FoveaError):
 
 
 class PreflightError(FoveaError):
-    """Something that the command needs is missing: an earlier stage, a package, a device."""
+    """Something that the command needs is missing, or another process holds it: an earlier stage, a package,
+    a device, a directory."""
 
     exit_code = 3
 

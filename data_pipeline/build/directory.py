@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipeline.build.recipe import BuildRecipe, compared_page, recipe_fingerprint
 from data_pipeline.build.write.shards import TASK_OF_SHARD
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, PreflightError
 from data_pipeline.manifest import (
     MANIFEST,
     Manifest,
@@ -44,14 +44,17 @@ def is_task_done(directory: Path, tasks: int, fingerprint: str, task: int) -> bo
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """One build at a time in a directory; the lock goes with the process, however it ends."""
+    """One build at a time in a directory; the lock goes with the process, however it ends. Raises
+    PreflightError where another has it."""
     directory.mkdir(parents=True, exist_ok=True)
     fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"another build is at work in {directory}. Wait for it, or stop it.") from None
+            raise PreflightError(
+                f"another build is at work in {directory}. Wait for it, or stop it."
+            ) from None
         yield
     finally:
         os.close(fd)

@@ -19,12 +19,12 @@ from data_pipeline.build.write.shards import WriteShards
 from exactly_once import command, content, half_built, recipe
 
 
-def test_the_second_of_two_builds_is_refused_with_4_and_harms_nothing(inputs, tmp_path):
+def test_the_second_of_two_builds_is_refused_with_3_and_harms_nothing(inputs, tmp_path):
     half_built(inputs, tmp_path / "out")
     before = content(tmp_path / "out")
     with locked(tmp_path / "out"):
         ran = subprocess.run(command(inputs, tmp_path / "out"), capture_output=True, text=True, check=False)
-    assert ran.returncode == 4
+    assert ran.returncode == 3
     assert "another build is at work" in ran.stderr
     assert content(tmp_path / "out") == before
 
@@ -36,7 +36,7 @@ def test_of_three_builds_started_at_once_those_that_run_make_one_dataset(inputs,
     said = [p.communicate(timeout=600)[1] for p in racing]
     codes = [p.returncode for p in racing]
     assert 0 in codes
-    assert all(c == 0 or (c == 4 and "another build" in s) for c, s in zip(codes, said, strict=True)), said
+    assert all(c == 0 or (c == 3 and "another build" in s) for c, s in zip(codes, said, strict=True)), said
     assert content(tmp_path / "out") == content(whole)
 
 
