@@ -48,7 +48,7 @@ def withdraw(
     `urls` are addresses of pages or of images, http and https alike; one that ends in `*` stands for all that
     begin so. `domains` hold with all below them. `generators` are names, or `name:version`. An image that is
     named by its address or `media_id` leaves its document; a caption or a dialogue goes with it.
-    Raises ConfigError where nothing is named, DataError where another process works on the dataset.
+    Raises ConfigError where nothing is named, PreflightError where another process works on the dataset.
     """
     wanted = _Wanted.of(ids, urls, domains, generators, media_ids)
     directory = Path(directory)
