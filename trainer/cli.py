@@ -286,7 +286,8 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     stage.accumulation(args.nproc)
     read_ds_config(stage.ds_config, args.nproc)
     chosen(recipe.observe.trackers)
-    parse_faults(args.faults)
+    every = stage.checkpoint_every
+    parse_faults(args.faults, ranks=args.nproc, steps=stage.steps, checkpoint_every=every)
     open_datasets(recipe, args.run)
     if stage.evaluate and (suite := recipe.suite(stage.evaluate.suite)):
         tasks_of(suite, args.run)
@@ -326,7 +327,8 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> N
     from trainer.run import build_run
 
     world = init_world(stage.watchdog.collective_s, meet_s=UNWATCHED_S)
-    trained, faults = _trained(recipe, stage, world.size), parse_faults(args.faults)
+    trained, every = _trained(recipe, stage, world.size), stage.checkpoint_every
+    faults = parse_faults(args.faults, ranks=world.size, steps=stage.steps, checkpoint_every=every)
     try:
         with (
             lost_peers_are_transient(world),

@@ -17,7 +17,8 @@ from data_pipeline.build.run import build
 from data_pipeline.build.scenes.documents import write_documents
 from endpoint import Endpoint, said
 
-CRASH = Path(__file__).parent / "crash"
+SHIM = Path(__file__).parents[1] / "processes" / "die_at.c"
+SCRIPT = Path(__file__).parent / "crash" / "every_point.py"
 # Everything that writes: all formats, an index of a crawl, lists and examples of what was dropped, both
 # stages of deduplication that keep files, exclusions, report, card and funnel.
 RECIPE = """
@@ -121,8 +122,8 @@ def _crawl(path: Path, n: int, picture: bytes) -> None:
 def die_everywhere(deed: str, inputs: Path, work: Path, prelude: str = "") -> dict:
     """What every_point.py finds. `prelude`: code that runs before it, to break what is under test."""
     shim, script = work / "die_at.so", work / "script.py"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", shim, CRASH / "die_at.c", "-ldl"], check=True)
-    script.write_text(prelude + (CRASH / "every_point.py").read_text())
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", shim, SHIM, "-ldl"], check=True)
+    script.write_text(prelude + SCRIPT.read_text())
     ran = subprocess.run(
         [sys.executable, script, shim, deed, inputs, work],
         env={**os.environ, "LD_PRELOAD": str(shim)},

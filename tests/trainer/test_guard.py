@@ -86,12 +86,13 @@ def test_a_ladder_ends_with_its_one_stop(ladder):
 
 
 def test_rehearsed_gradients_are_those_of_one_rank_in_one_step():
-    faults = parse_faults("nan:0@5,spike:1@6,kill:1@7")
+    stage = {"ranks": 2, "steps": 9, "checkpoint_every": 4}
+    faults = parse_faults("nan:0@5,spike:1@6,kill:1@7", **stage)
     assert math.isnan(factor(faults, 0, 5))
     assert factor(faults, 1, 6) > 1e3
     assert [factor(faults, *at) for at in ((1, 5), (0, 6), (1, 7))] == [1.0] * 3
     with pytest.raises(ConfigError, match="spike"):
-        parse_faults("spkie:0@5")
+        parse_faults("spkie:0@5", **stage)
 
 
 def test_a_rewound_metrics_file_ends_with_its_step_and_says_where_the_data_goes_on(tmp_path):

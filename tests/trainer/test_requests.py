@@ -12,7 +12,7 @@ import pytest
 
 from data_pipeline.errors import ConfigError, PreemptedError, PreflightError, TransientError
 from trainer.engine import requests
-from trainer.engine.faults import Fault, parse_faults
+from trainer.engine.faults import Fault, parse_faults, strike, strike_save
 from trainer.engine.requests import (
     REASONS,
     Requests,
@@ -124,13 +124,51 @@ def test_a_stop_file_is_seen_within_a_second_by_a_rank_that_looks_for_it(tmp_pat
         refuse_stop_file(tmp_path / "align")
 
 
-def test_faults_are_read_and_wrong_ones_are_named():
-    assert parse_faults("kill:1@7,term:0@9") == (Fault("kill", 1, 7), Fault("term", 0, 9))
-    assert parse_faults("") == ()
-    with pytest.raises(ConfigError, match="did you mean 'kill'"):
-        parse_faults("kil:1@7")
-    with pytest.raises(ConfigError, match="KIND:RANK@STEP"):
-        parse_faults("kill@7")
+def faults(text):
+    return parse_faults(text, ranks=2, steps=10, checkpoint_every=4)
+
+
+def test_faults_are_read_also_those_of_a_checkpoint_by_its_number():
+    assert faults("kill:1@7,term:0@9") == (Fault("kill", 1, 7), Fault("term", 0, 9))
+    assert faults("enospc:0@8") == (Fault("enospc", 0, 8, saving=True),)
+    # Checkpoints of steps 4, 8 and 10, the last one.
+    assert faults("enospc:0@ckpt2,kill:1@ckpt3") == (
+        Fault("enospc", 0, 8, saving=True),
+        Fault("kill", 1, 10, saving=True),
+    )
+    assert faults("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("kil:1@7", "did you mean 'kill'"),
+        ("kill@7", "KIND:RANK@STEP or KIND:RANK@ckptN"),
+        ("kill:0@7;term:1@9", "KIND:RANK@STEP or KIND:RANK@ckptN"),
+        ("kill:2@7", "no rank 2; the ranks are 0 to 1"),
+        ("kill:0@11", "no step 11; the stage has steps 1 to 10"),
+        ("kill:0@0", "no step 0"),
+        ("enospc:0@ckpt4", "no checkpoint 4; the stage has 3, one every 4 of its 10 steps"),
+        ("nan:0@ckpt1", "only kill, .* enospc strike at a checkpoint"),
+    ],
+)
+def test_a_fault_that_is_none_or_could_never_strike_is_refused(text, says):
+    with pytest.raises(ConfigError, match=says):
+        faults(text)
+
+
+def test_a_fault_of_a_checkpoint_strikes_there_and_not_in_its_step(monkeypatch):
+    struck = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: struck.append(number))
+    both = faults("term:1@4,usr1:1@ckpt1,enospc:0@ckpt1")
+    strike(both, 1, 4, 0.0)
+    assert struck == [signal.SIGTERM]
+    strike_save(both, 1, 4)
+    assert struck == [signal.SIGTERM, signal.SIGUSR1]
+    strike(both, 0, 4, 0.0)
+    strike_save(both, 0, 8)
+    with pytest.raises(OSError, match="No space left"):
+        strike_save(both, 0, 4)
 
 
 def test_a_request_is_not_lost_on_code_that_goes_on_after_any_error():

@@ -13,7 +13,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import FoveaError, PreflightError, TransientError
 from trainer.distributed import World, all_sum, lost_peers_are_transient, noting_waits
 from trainer.engine.attempts import Attempt, Lease, end_of, last_save_s
-from trainer.engine.faults import Fault, factor, refuse_write, strike
+from trainer.engine.faults import Fault, factor, strike, strike_save
 from trainer.engine.pace import OWN, Pace, say, straggler
 from trainer.engine.positions import Phase, Position, page_of
 from trainer.engine.requests import REASONS, Requests, decide
@@ -128,7 +128,7 @@ class Oversight:
 
     def writing(self, world: World, step: int) -> None:
         """This rank begins to write the checkpoint of that step."""
-        refuse_write(self.faults, world.rank, step)
+        strike_save(self.faults, world.rank, step)
 
     def committed(self, step: int, seconds: float) -> None:
         """A checkpoint has its name (rank 0, at once): this attempt has led somewhere, however it ends."""

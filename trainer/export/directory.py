@@ -19,16 +19,23 @@ SHARD = 5 * 10**9
 def replacing(out: Path, mark: str, what: str) -> Iterator[Path]:
     """A new directory to fill; it takes the place of `out` when the block ends without an error.
 
-    Raises DataError where `out` holds something, and no file `mark` that says it is an earlier `what`.
+    Whatever dies meanwhile, `out` is what it was, or the new directory, or not there between two renames; the
+    next call gives back what was there then. Raises DataError where `out` holds something, and no file `mark`
+    that says it is an earlier `what`.
     """
+    temporary, before = out.with_name(f"{out.name}.tmp"), out.with_name(f".{out.name}.replaced")
+    if not out.exists() and (before / mark).exists():
+        before.replace(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / mark).exists())):
         raise DataError(f"{out} is not empty and holds no {what}; name another directory.")
-    temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        out.replace(before)
     temporary.replace(out)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], largest: int = SHARD) -> None:

@@ -109,6 +109,12 @@ int rename(const char *from, const char *to) {
     return real(from, to);
 }
 
+int link(const char *from, const char *to) {
+    REAL(int, "link", const char *, const char *);
+    if (now("link", to)) _exit(137);
+    return real(from, to);
+}
+
 int unlink(const char *path) {
     REAL(int, "unlink", const char *);
     if (is_there(path) && now("unlink", path)) _exit(137);
