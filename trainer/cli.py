@@ -1,6 +1,7 @@
 """`fovea`: thin verbs. What a verb needs is imported inside it, so `fovea --help` loads no torch."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -265,6 +266,8 @@ def _train(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     stage = recipe.stage(args.stage)
     refuse_profile(args.profile, stage)
+    if args.run.exists() and not args.run.is_dir():
+        raise ConfigError(f"--run {args.run}: a file stands there; name a directory.")
     parts = (*recipe.data.datasets, recipe.backbones.path)
     refuse_dead_mounts([args.run, *(args.run / part for part in parts)])  # a node may have its own dead mount
     return _train_rank(args, recipe, stage) if is_rank() else _train_all(args, recipe, stage)
@@ -304,7 +307,8 @@ def _train_all(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> in
     try:
         launch(argv, args.nproc, partial(death, stage_dir))
     except FoveaError as e:
-        note_end(stage_dir, os.getpid(), e.exit_code)
+        with contextlib.suppress(OSError):  # of a disk that is full, or may not be written to
+            note_end(stage_dir, os.getpid(), e.exit_code)
         raise
     return 0
 
@@ -337,12 +341,15 @@ def _train_rank(args: argparse.Namespace, recipe: "Recipe", stage: "Stage") -> N
             run = build_run(recipe, stage, args.run, world, accept_changed_data=args.accept_changed_data)
             if world.is_main:
                 start = run.state.step
+                again = f"; {run.lost} steps of before are trained again" if run.lost else ""
                 if start == stage.steps:
                     print(f"{stage.name}: finished already, at step {start}")
                 elif start:
-                    print(f"{stage.name}: resuming after step {start}")
+                    print(f"{stage.name}: resuming after step {start}{again}")
                 else:
                     print("\n".join(describe(run.parameters)))
+                    if again:
+                        print(f"{stage.name}: no checkpoint to resume from{again}")
             run.sinks.extend(profiled(args.profile, run))
             train(run, oversight)
             run.stream.close()

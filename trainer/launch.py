@@ -116,7 +116,8 @@ def _wait(
     known = {}
     if killed := [i for i, c in enumerate(codes) if c < 0 and -c not in asked]:
         how = signal.Signals(-codes[killed[0]]).name
-        known[killed[0]] = death(killed[0], how, [r.pid for r in ranks])
+        with contextlib.suppress(OSError):  # stacks are left on a disk, which may be full
+            known[killed[0]] = death(killed[0], how, [r.pid for r in ranks])
     # Ranks that agreed on an error end together, each with its own code: let them finish.
     grace_s = (
         KILLED_GRACE_S

@@ -40,6 +40,8 @@ def train(run: Run, oversight: Oversight | None = None) -> None:
         at_commit=oversight.committed,
         before_write=lambda step: oversight.writing(run.world, step),
     )
+    if run.state.step == run.stage.steps:
+        saver.tidy()
     try:
         _steps(run, oversight, saver)
     except NumericError:  # on all ranks

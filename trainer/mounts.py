@@ -1,9 +1,13 @@
-"""Whether the file systems of a run answer at all: a dead mount holds whoever asks, for ever."""
+"""Whether the file systems of a run answer at all: a dead mount holds whoever asks, for ever. And what is
+said of one that refuses."""
 
+import errno
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.errors import PreflightError
@@ -35,3 +39,30 @@ def refuse_dead_mounts(paths: Iterable[Path], seconds: float = 5.0) -> None:
             "  Its mount is dead or its server overloaded; `stat -f` hangs there as well.\n"
             "  Mend it, or keep the job off this node (sbatch --exclude)."
         )
+
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def refusals_named(directory: Path) -> Iterator[None]:
+    """A run that may not write, or finds no room, ends with PreflightError; `directory` is its own."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in _REFUSALS:
+            raise
+        raise PreflightError(
+            f"{refusal(e, directory)}\n  Checkpoints are whole. Make room or mend the directory, and the "
+            "same command goes on."
+        ) from None
+
+
+def refusal(error: OSError, directory: Path, who: str = "") -> str:
+    """What the file system said to `who`, where, and what is free there; `directory` if it does not say."""
+    at = Path(error.filename or directory)
+    there = next(p for p in (at, *at.parents) if p.is_dir())
+    free = os.statvfs(there)
+    said = f"{error.strerror} ({who}{at}). {free.f_bavail * free.f_frsize:,} bytes are free in {there}"
+    inodes = f", and {free.f_favail:,} inodes" if error.errno == errno.ENOSPC and free.f_files else ""
+    return f"{said}{inodes}."

@@ -63,6 +63,9 @@ NOT_COMPARED = {
 }
 """Stage fields that may change between a checkpoint and its resume."""
 
+HOW_COMPUTED = {"ds_config", "micro_batch", "activation_checkpointing"}
+"""Stage fields that the weights which a later stage starts from depend on by rounding alone."""
+
 ORIGIN = "origin.json"
 """Its name in a stage's directory: which checkpoint the stage started from."""
 
@@ -87,6 +90,8 @@ class Run:
     sinks: list[Sink]
     frozen: Path | None = None
     """Where the frozen weights are saved already."""
+    lost: int = 0
+    """Steps beyond the checkpoint that an earlier attempt took, and this one takes again (main rank)."""
     tokenizer: Tokenizer | None = None
 
 
@@ -134,6 +139,7 @@ def build_run(
     before = None
     if found is None and stage.init_from != "backbones":
         before = finished_checkpoint(recipe, run_dir, stage.init_from)
+        _refuse_other_training(recipe.stage(stage.init_from), before)
     if shards is None:
         start(model, before, stage.train)
     else:
@@ -154,11 +160,13 @@ def build_run(
         state = found.state
 
     sinks: list[Sink] = []
+    lost = 0
     if world.is_main:
         write_run_records(recipe, run_dir, world, config)
         _note_origin(stage_dir, before)
         write_json(stage_dir / "parameters.json", {"modules": [c.to_json() for c in parameters]})
-        sinks.append(JsonlSink(stage_dir / "metrics.jsonl", resume_step=state.step))
+        sinks.append(lines := JsonlSink(stage_dir / "metrics.jsonl", resume_step=state.step))
+        lost = lines.lost
         sinks.append(Screen(stage.name, state.step, stage.steps))
         page = {"seed": recipe.seed, "model": fingerprints["model"], "stage": fingerprints["stage"]}
         sinks.extend(open_trackers(trackers, stage_dir, recipe.name, page))
@@ -178,6 +186,7 @@ def build_run(
         gradients=GradientCheck(engine.module),
         figures=Figures(recipe, stage, engine.module, world),
         sinks=sinks,
+        lost=lost,
         tokenizer=tokenizer,
         frozen=found.frozen.path if found and found.frozen else None,
     )
@@ -263,24 +272,50 @@ def _refuse_other_run(found: checkpoint.Checkpoint, ours: dict[str, Any], accept
         )
 
 
+def _refuse_other_training(stage: Stage, before: checkpoint.Checkpoint) -> None:
+    """Raises ConfigError where the recipe says another training of the earlier `stage` than it had.
+
+    Model and data may be others: a dense stage is upcycled, and data are built for the stage to come.
+    """
+    theirs, ours = (
+        {k: v for k, v in page.items() if k not in NOT_COMPARED | HOW_COMPUTED}
+        for page in (before.fingerprints["stage"], stage.model_dump(mode="json"))
+    )
+    if changed := stage_changes(theirs, ours):
+        raise ConfigError(
+            f"{before.path} is what this stage starts from, and was trained by another recipe:\n  "
+            + "\n  ".join(changed)
+            + "\n  Undo the change (overrides are to be the same for each stage of a run), or train "
+            f"'{stage.name}' anew:  mv {before.path.parents[1]} {before.path.parents[1]}.old"
+        )
+
+
 def changes(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """A line for each difference between two fingerprints, the first of a checkpoint."""
     # Keys that are newer than the checkpoint have their defaults.
-    theirs = {**theirs, "model": Model.model_validate(theirs["model"]).model_dump(mode="json")}
-    defaults = {
-        k: f.default for k, f in Stage.model_fields.items() if k in ours["stage"] and not f.is_required()
-    }
-    theirs["stage"] = defaults | theirs.get("stage", {})
+    model = Model.model_validate(theirs["model"]).model_dump(mode="json")
+    return [
+        *_differ("model", model, ours["model"]),
+        *stage_changes(theirs.get("stage", {}), ours["stage"]),
+        *(
+            f"{part}: {theirs.get(part)!r} in the checkpoint, {ours[part]!r} now"
+            for part in ("seed", "data", "tokenizer")
+            if theirs.get(part) != ours[part]
+        ),
+    ]
+
+
+def stage_changes(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """A line for each difference between what a checkpoint says of its stage, and what is said now."""
+    defaults = {k: f.default for k, f in Stage.model_fields.items() if k in ours and not f.is_required()}
+    return _differ("stage", defaults | theirs, ours)
+
+
+def _differ(part: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{part}.{key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now"
-        for part in ("model", "stage")
-        for old, new in [(theirs.get(part, {}), ours[part])]
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
-    ] + [
-        f"{part}: {theirs.get(part)!r} in the checkpoint, {ours[part]!r} now"
-        for part in ("seed", "data", "tokenizer")
-        if theirs.get(part) != ours[part]
     ]
 
 

@@ -22,10 +22,34 @@ def test_retention_keeps_the_newest_two(stage_dir):
     assert frozen.startswith("frozen-")
 
 
+def test_retention_does_not_count_what_is_not_whole(stage_dir):
+    folder = stage_dir / "checkpoints"
+
+    def steps_after(step):
+        shutil.copytree(folder / "step_000012", folder / f"step_{step:06d}")
+        checkpoint.retain(folder, 2)
+        return [checkpoint.step_of(p) for p in checkpoint.committed(folder)]
+
+    assert steps_after(16) == [12, 16]
+    shard = folder / "step_000016" / "rank_00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    assert steps_after(20) == [12, 16, 20]  # two to go back to, and what a resume will set aside
+    shard.write_bytes(whole)
+    assert steps_after(24) == [20, 24]
+
+
 def test_the_newest_checkpoint_verifies_and_knows_its_step_and_ranks(stage_dir):
     found, rejected = checkpoint.newest(stage_dir)
     assert (found.step, found.world_size, rejected) == (12, 2, [])
     assert found.state.stream["step"] == 12
+
+
+def test_a_file_latest_as_deepspeed_writes_it_is_not_heeded(stage_dir):
+    for text in ("", "step_000008", "global_step99"):
+        (stage_dir / "checkpoints" / "latest").write_text(text)
+        found, rejected = checkpoint.newest(stage_dir)
+        assert (found.step, rejected) == (12, [])
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no marker", "torn marker", "open to all"])

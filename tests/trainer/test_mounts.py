@@ -1,5 +1,6 @@
 """A file system that does not answer is named, and nobody waits for it."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import PreflightError
 from trainer.cli import main
-from trainer.mounts import refuse_dead_mounts
+from trainer.mounts import refusals_named, refuse_dead_mounts
 
 
 @pytest.fixture
@@ -40,3 +41,17 @@ def test_training_does_not_begin_on_a_file_system_that_does_not_answer(holding, 
     assert main(["train", "tiny", "--stage", "align", "--run", str(tmp_path / "dead")]) == 3
     assert f"{tmp_path}/dead, {tmp_path}/dead/data" in capsys.readouterr().err
     assert time.monotonic() - began < 300
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_file_system_that_refuses_is_named_with_its_reason_place_and_room(tmp_path, number):
+    with pytest.raises(PreflightError) as said, refusals_named(tmp_path):
+        raise OSError(number, os.strerror(number), str(tmp_path / "none" / "file"))
+    assert str(said.value).startswith(f"{os.strerror(number)} ({tmp_path}/none/file). ")
+    assert f"bytes are free in {tmp_path}" in str(said.value)
+    assert (" inodes." in str(said.value)) == (number == errno.ENOSPC)
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), refusals_named(tmp_path):
+        (tmp_path / "none").read_text()

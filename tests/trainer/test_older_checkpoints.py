@@ -38,3 +38,9 @@ def test_another_value_of_that_key_is_another_run():
     other["model"]["connector"]["qk_norm"] = False
     with pytest.raises(ConfigError, match=r"model\.connector"):
         resume(other)
+
+
+@pytest.mark.parametrize("part", ["seed", "data", "tokenizer"])
+def test_another_seed_dataset_or_tokenizer_is_another_run(part):
+    with pytest.raises(ConfigError, match=f"{part}: 'other' in the checkpoint"):
+        resume({**OURS, part: "other"})

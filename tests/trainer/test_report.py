@@ -99,6 +99,46 @@ def test_an_incident_is_shown_with_its_samples_and_all_of_it_is_escaped(tmp_path
     assert rendered(make_run(tmp_path / "other")).count('id="incidents"') == 0
 
 
+def test_what_befell_ranks_and_checkpoints_is_told_and_escaped(tmp_path):
+    run = make_run(tmp_path / "run")
+    told = [
+        {
+            "event": "straggler",
+            "rank": 1,
+            "host": "n2",
+            "own_s": 1.9,
+            "others_s": 0.6,
+            "cause": "data",
+            "step": 20,
+        },
+        {
+            "event": "hang",
+            "rank": 3,
+            "host": "n4",
+            "phase": "forward",
+            "module": "language.layers.1",
+            "step": 21,
+        },
+        {"event": "death", "rank": 0, "host": HOSTILE, "phase": "update", "signal": "SIGKILL", "step": 22},
+        {"event": "checkpoint rejected", "reason": "rank_00001 was altered", "steps_lost": 4},
+        {"event": "bad step", "step": 23},
+        {},
+    ]
+    lines = [json.dumps({**line, "time": float(n)}) for n, line in enumerate(told)]
+    (run / "align" / "events.jsonl").write_text("\n".join([*lines, "torn {"]))
+    html = rendered(run)
+    section = html[html.index('id="events"') :]
+    section = section[: section.index("</section>")]
+    assert "step 20: rank 1 on n2 was slow: 1.9 s a step of its own, the others 0.6 s; in data" in section
+    assert "step 21: rank 3 on n4 stood still in forward language.layers.1" in section
+    assert "was ended by SIGKILL in update" in section
+    assert "checkpoint rejected: rank_00001 was altered (4 steps were trained again)" in section
+    assert section.index("step 22") < section.index("step 21") < section.index("step 20")  # the newest first
+    assert "step 23" not in section
+    assert "<script" not in html
+    assert 'id="events"' not in rendered(make_run(tmp_path / "other"))
+
+
 def test_of_many_incidents_the_last_ones_are_shown_and_all_are_counted(tmp_path):
     run = make_run(tmp_path / "run")
     for step in range(1, 15):

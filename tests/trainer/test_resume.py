@@ -1,13 +1,21 @@
 """A killed run, repeated, is the unbroken run."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.errors import ConfigError
+from trainer.config import load_recipe
+from trainer.engine import checkpoint
 from trainer.observe.goodput import goodput_of
+from trainer.run import _refuse_other_training
 from training import held, leaving_nothing, train
 
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "samples")
@@ -28,7 +36,11 @@ def test_a_run_killed_twice_has_the_losses_and_samples_of_the_unbroken_run(run_d
     with leaving_nothing(train(run_dir)) as process:
         output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    assert "resuming after step" in output
+    # Killed in step 10; of the steps before it those up to the last checkpoint are kept.
+    last, again = re.search(
+        r"resuming after step (\d+); (\d+) steps of before are trained again", output
+    ).groups()
+    assert int(last) + int(again) == 9
     resumed = metrics(run_dir / "align")
     assert [{k: m[k] for k in EXACT} for m in resumed] == [{k: m[k] for k in EXACT} for m in unbroken]
     # A start whose peer was lost, and one that was killed itself: neither was an error of its own.
@@ -108,6 +120,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_dir, train
     again = fovea("train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2)
     assert again.returncode == 0, again.stderr
     assert "resuming after step 8" in again.stdout
+    assert "resuming after step 8; 4 steps of before are trained again" in again.stdout
     assert "4 steps are trained again, from the checkpoint of step 8 on" in again.stderr
     (event,) = (json.loads(line) for line in (run_dir / "align" / "events.jsonl").read_text().splitlines())
     assert (event["resumed_from"], event["steps_lost"]) == (8, 4)
@@ -134,6 +147,81 @@ def test_a_run_whose_disk_is_full_stops_and_goes_on_from_the_checkpoint_before(
     assert [m["loss"] for m in metrics(run_dir / "align")] == [m["loss"] for m in metrics(trained / "align")]
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, for a run directory."""
+    room = tmp_path / "disk"
+    room.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", room], check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    yield room
+    subprocess.run(["umount", "--lazy", room], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_disk_that_is_filled_by_others_amid_a_run_ends_it_with_code_3_and_costs_no_checkpoint(
+    prepared, small_disk, trained, metrics
+):
+    run = Path(shutil.copytree(prepared, small_disk / "run", ignore=shutil.ignore_patterns("raw")))
+    filler = small_disk / "filler"
+    with leaving_nothing(train(run, "--faults", "stop:0@7")) as process:
+        main = held(process)
+        with suppress(OSError), filler.open("wb", buffering=0) as f:
+            while True:
+                f.write(bytes(4096))
+        main.send_signal(signal.SIGCONT)
+        output, _ = process.communicate(timeout=600)
+    assert process.returncode == 3, output
+    assert "No space left on device" in output
+    assert "bytes are free in" in output
+    assert "Traceback" not in output
+    found, rejected = checkpoint.newest(run / "align")
+    assert (found.step, rejected) == (4, [])
+    with leaving_nothing(train(run)) as process:  # still full
+        output, _ = process.communicate(timeout=600)
+    assert process.returncode == 3, output
+    assert "Traceback" not in output
+    filler.unlink()
+    with leaving_nothing(train(run)) as process:
+        output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert [m["loss"] for m in metrics(run / "align")] == [m["loss"] for m in metrics(trained / "align")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_directory_that_may_not_be_written_to_is_named(prepared, small_disk, fovea):
+    run = Path(shutil.copytree(prepared, small_disk / "run", ignore=shutil.ignore_patterns("raw")))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = fovea("train", run / "recipe.yaml", "--stage", "align", "--run", run, "--nproc", 2)
+    assert done.returncode == 3, done.stderr
+    assert f"Read-only file system ({run / 'align'})" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_rank_that_is_killed_as_it_writes_a_checkpoint_costs_that_one_alone(
+    run_dir, trained, fovea, metrics
+):
+    words = ["train", run_dir / "recipe.yaml", "--stage", "align", "--run", run_dir, "--nproc", 2]
+    done = fovea(*words, "--faults", "kill:1@ckpt2")
+    assert done.returncode == 75, done.stderr
+    assert "Traceback" not in done.stderr
+    found, rejected = checkpoint.newest(run_dir / "align")
+    assert (found.step, rejected) == (4, [])
+    assert (run_dir / "align" / "checkpoints" / "step_000008.tmp").is_dir()
+    again = fovea(*words)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step 4; " in again.stdout
+    resumed = metrics(run_dir / "align")
+    assert [m["loss"] for m in resumed] == [m["loss"] for m in metrics(trained / "align")]
+    assert goodput_of(run_dir / "align", resumed).wasted > 0
+    left = [p.name for p in (run_dir / "align" / "checkpoints").glob("step*")]
+    assert sorted(left) == ["step_000008", "step_000012"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
@@ -154,6 +242,27 @@ def test_a_run_goes_on_compiled_and_then_not_with_the_losses_of_the_run_that_nev
         found = [m["loss"] for m in resumed]
         assert found == (want if compiled == "false" else pytest.approx(want, abs=2e-3))
         assert (found == want) == (compiled == "false")  # it was compiled
+
+
+def test_a_stage_does_not_start_from_one_that_was_trained_by_another_recipe(run_dir, trained, fovea):
+    shutil.copytree(trained / "align", run_dir / "align")
+    words = ["train", run_dir / "recipe.yaml", "--stage", "instruct", "--run", run_dir, "--nproc", 2]
+    done = fovea(*words, "stages.align.lr=1e-5", "stages.align.mixture={scenes_alt: 1}")
+    assert done.returncode == 2
+    assert "stage.lr: 0.003 in the checkpoint, 1e-05 now" in done.stderr
+    assert "stage.mixture: " in done.stderr
+    assert f"mv {run_dir / 'align'} {run_dir / 'align'}.old" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run_dir / "instruct" / "checkpoints").exists()
+
+
+def test_how_the_earlier_stage_was_computed_may_change(trained):
+    stage = load_recipe(trained / "recipe.yaml").stage("align")
+    found, _ = checkpoint.newest(trained / "align")
+    other = {"ds_config": "zero3-large", "micro_batch": 1, "checkpoint_every": 7}
+    _refuse_other_training(stage.model_copy(update=other), found)
+    with pytest.raises(ConfigError, match=r"clip: 1\.0 in the checkpoint, 2\.0 now"):
+        _refuse_other_training(stage.model_copy(update={"clip": 2.0}), found)
 
 
 def test_a_stage_without_its_predecessor_says_which_command_is_missing(run_dir, fovea):

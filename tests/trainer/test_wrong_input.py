@@ -83,6 +83,11 @@ def test_an_unknown_ds_config(run_dir, fovea):
     assert_says(done, 2, "zero_3", "did you mean 'zero3'")
 
 
+def test_a_file_in_place_of_the_run_directory(run_dir, fovea):
+    file = run_dir / "recipe.yaml"
+    assert_says(fovea("train", "tiny", "--stage", "align", "--run", file), 2, "a file stands there", file)
+
+
 def test_a_second_process_on_the_same_stage(run_dir, fovea):
     lease = Lease.take(run_dir / "align", Attempt.here("recipe"))
     assert_says(train(fovea, run_dir), 3, "in use", run_dir / "align")

@@ -202,13 +202,15 @@ def set_aside(stage_dir: Path, beyond: int) -> list[Path]:
 
 
 def retain(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep` and those that are pinned, and frozen weights that none of these
-    refers to.
+    """Delete what is older than the newest `keep` of which every file is there in its size, but for those
+    that are pinned; and frozen weights that nothing left refers to.
 
-    The newest was committed before this is called.
+    The newest was committed before this is called. Files are not read again: that is what a resume does.
     """
     all_of_them, pins = committed(checkpoints), pinned(checkpoints.parent)
-    kept = [p for p in all_of_them if p in all_of_them[-keep:] or p.name in pins]
+    whole = [p for p in all_of_them if _is_there(p)]
+    oldest = min(map(step_of, whole[-keep:]), default=0)
+    kept = [p for p in all_of_them if step_of(p) >= oldest or p.name in pins]
     for old in all_of_them:
         if old not in kept:
             remove(old)
@@ -219,6 +221,20 @@ def retain(checkpoints: Path, keep: int) -> None:
     for path in checkpoints.glob("frozen-*"):
         if path.name not in used:
             remove(path)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether no file of the checkpoint or of its frozen weights is missing or cut short."""
+    try:
+        record = _record(path)
+        parts = [(path, record)]
+        if record["frozen"]:
+            frozen = path.with_name(record["frozen"])
+            parts.append((frozen, _record(frozen)))
+        sizes = [(p / name, f["nbytes"]) for p, r in parts for name, f in r["files"].items()]
+        return all(file.stat().st_size == nbytes for file, nbytes in sizes)
+    except (DataError, OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def remove(directory: Path) -> None:

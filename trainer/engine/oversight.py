@@ -1,6 +1,7 @@
 """What a stage's training is subject to from outside: who owns it, who asks it to stop, who watches that it
 goes on, rehearsed faults."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from trainer.engine.pace import OWN, Pace, say, straggler
 from trainer.engine.positions import Phase, Position, page_of
 from trainer.engine.requests import REASONS, Requests, decide
 from trainer.engine.watchdog import Watch, Watchdog
+from trainer.mounts import refusals_named
 
 _WAIT_S = 0.2  # for data, between two looks at the requests
 
@@ -167,7 +169,8 @@ def owned(
     if world.is_main:
         requests.margin.save_s = last_save_s(stage_dir)
         try:
-            lease = Lease.take(stage_dir, Attempt.here(recipe))
+            with refusals_named(stage_dir):
+                lease = Lease.take(stage_dir, Attempt.here(recipe))
         except FoveaError as e:
             refused = e
     code, attempt = all_sum(world, float(refused.exit_code if refused else 0), lease.number if lease else 0)
@@ -178,13 +181,14 @@ def owned(
     oversight = Oversight(requests=requests, lease=lease, faults=faults)
     if watchdog.enabled:
         release = (lambda: lease.release(TransientError.exit_code)) if lease else (lambda: None)
-        oversight.watch = Watch(
-            watchdog, stage_dir, attempt=int(attempt), rank=world.rank, ranks=world.size, at_end=release
-        )
+        with refusals_named(stage_dir):
+            oversight.watch = Watch(
+                watchdog, stage_dir, attempt=int(attempt), rank=world.rank, ranks=world.size, at_end=release
+            )
     ended: BaseException | None = None
     try:
         # Inside: the lease, too, notes that it was a peer's fault.
-        with noting_waits(oversight.wait), lost_peers_are_transient(world):
+        with noting_waits(oversight.wait), lost_peers_are_transient(world), refusals_named(stage_dir):
             yield oversight
     except BaseException as e:
         ended = e
@@ -193,4 +197,5 @@ def owned(
         if oversight.watch is not None:
             oversight.watch.close(failed=ended is not None)
         if lease is not None:
-            lease.release(end_of(ended))
+            with contextlib.suppress(OSError):  # the launcher notes the end where it can
+                lease.release(end_of(ended))

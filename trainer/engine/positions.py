@@ -137,7 +137,7 @@ class Marker:
             "began": me.create_time(),
         }
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.ftruncate(self._file, _SIZE)
+        os.write(self._file, bytes(_SIZE))  # a store to a page for which the disk has no room is a SIGBUS
         self._page = mmap.mmap(self._file, _SIZE)
         self._entered = 0
         self.hold((), 0)

@@ -37,6 +37,7 @@ from trainer.engine.fragments import Held, counts, held
 from trainer.engine.staging import Staging
 from trainer.engine.state import TrainState
 from trainer.engine.swapped import on_a_drive
+from trainer.mounts import refusal
 
 _FROZEN = "frozen"
 _LOOK_S = 0.02  # between two looks at what other ranks have written
@@ -77,8 +78,8 @@ class Saver:
     then: it may not where the optimizer is on a drive and nothing is staged, as that is not copied to memory.
     `staging`: the copy goes to this directory on the node's own disk, not to the host's memory. `may_commit`
     is asked on rank 0 before a checkpoint gets its name, and `at_commit` is told its step and seconds once it
-    has it, both by the thread; `before_write` is told its
-    step on each rank, and may raise OSError. All but `abandon` and `stall` are for all ranks together.
+    has it, both by the thread; `before_write` is told its step on each rank, and may raise OSError. All but
+    `abandon`, `tidy` and `stall` are for all ranks together.
     """
 
     def __init__(
@@ -158,6 +159,12 @@ class Saver:
             if self._written > written:
                 grows()
         return None
+
+    def tidy(self) -> None:
+        """Let go of old checkpoints where a kill came between the last one and that (rank 0)."""
+        if self._world.is_main:
+            with contextlib.suppress(OSError):
+                retain(checkpoints_dir(self._stage_dir), self._keep)
 
     def stall(self) -> float:
         """Seconds that training stood still for checkpoints since this was last asked."""
@@ -324,13 +331,9 @@ class Saver:
     def _reason(self, job: _Job, error: BaseException) -> str:
         if not isinstance(error, OSError):
             return f"{error} (rank {self._world.rank})"
-        at = Path(error.filename or job.final)
-        there = next(p for p in (at, *at.parents) if p.is_dir())
-        free = shutil.disk_usage(there).free
         return (
-            f"{error.strerror} (rank {self._world.rank}, {error.filename or there}).\n"
-            f"  It takes {job.nbytes:,} bytes of all ranks; {free:,} are free in {there}. Older ones go only "
-            "once it is there.\n"
+            f"{refusal(error, job.final, f'rank {self._world.rank}, ')}\n"
+            f"  It takes {job.nbytes:,} bytes of all ranks. Older ones go only once it is there.\n"
             "  Those before it are whole. Make room or mend the directory, and the same command goes on."
         )
 

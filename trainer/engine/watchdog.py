@@ -6,6 +6,7 @@ for: its limit counts, not theirs. Whichever sees it first says so; all leave th
 Imports no torch.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -215,22 +216,37 @@ class Watch:
     def _accuse(self, behind: Sequence[Position], seconds: float) -> NoReturn:
         stacks = stacks_dir(self._stage_dir, behind[0].step)
         line = sentence(behind, self._ranks, max(seconds, self._stood), stacks)
+        with contextlib.suppress(OSError):  # a full disk: each rank then ends by what it sees itself
+            if not self._is_first(stacks, line):
+                self._end(json.loads(self._verdict.read_text(encoding="utf-8"))["stacks"])
+            _note(self._stage_dir, "hang", behind[0], line=line, stacks=str(stacks))
+        report_error(TransientError(f"{line}\n  The same command goes on from the newest checkpoint."))
+        self._end(str(stacks), first=True)
+
+    def _is_first(self, stacks: Path, line: str) -> bool:
+        """Whether no other rank has come to a verdict before."""
         mine = self._verdict.with_name(f".{uuid4().hex}")
         write_json(mine, {"stacks": str(stacks), "line": line})
         shutil.rmtree(stacks, ignore_errors=True)  # of an earlier attempt
         try:
             os.link(mine, self._verdict)
         except FileExistsError:
-            self._end(json.loads(self._verdict.read_text(encoding="utf-8"))["stacks"])
+            return False
         finally:
             mine.unlink()
-        _note(self._stage_dir, "hang", behind[0], line=line, stacks=str(stacks))
-        report_error(TransientError(f"{line}\n  The same command goes on from the newest checkpoint."))
-        self._end(str(stacks), first=True)
+        return True
 
     def _end(self, stacks: str, first: bool = False) -> NoReturn:
         """Leave the stacks, and see that others do; then end this process and those that it started."""
-        directory, positions = Path(stacks), self._positions()
+        with contextlib.suppress(OSError):
+            self._leave_stacks(Path(stacks), first)
+        with contextlib.suppress(OSError):
+            self._at_end()
+        kill_all(psutil.Process().children(recursive=True))
+        os._exit(TransientError.exit_code)
+
+    def _leave_stacks(self, directory: Path, first: bool) -> None:
+        positions = self._positions()
         mine = next(p for p in positions if p.rank == self._rank)
         dump_own(directory / f"rank_{self._rank}.txt", mine)
         here = [p for p in positions if p.host == socket.gethostname()]
@@ -242,9 +258,6 @@ class Watch:
             for p in others:
                 if not (file := directory / f"rank_{p.rank}.txt").exists():
                     dump_other(self._stage_dir, file, p)
-        self._at_end()
-        kill_all(psutil.Process().children(recursive=True))
-        os._exit(TransientError.exit_code)
 
     def _positions(self) -> list[Position]:
         """Of all ranks; one that left nothing yet has not come as far as the others."""

@@ -14,7 +14,7 @@ import jinja2
 from data_pipeline.manifest import Manifest, commit
 from trainer.observe import wording
 from trainer.observe.report_curves import benchmark_curves, incomplete_tasks, latest_scores
-from trainer.observe.report_incidents import incidents
+from trainer.observe.report_incidents import events, incidents
 from trainer.observe.report_parts import fixed, last, mapping, total
 from trainer.observe.report_scores import examples, question_types, score_charts, score_row
 from trainer.observe.report_training import (
@@ -67,6 +67,7 @@ def render(record: RunRecord) -> str:
         update_charts=series_charts(record.stages, "update_norm/", "Update norm by module"),
         goodput=goodput_bars(record.stages),
         incidents=incidents(record),
+        events=events(record),
         scores=[score_row(e) for e in evaluations],
         score_charts=score_charts(record.stages),
         curves=benchmark_curves(record.stages),

@@ -25,11 +25,12 @@ class Sink(Protocol):
 
 class JsonlSink:
     """One JSON object a line; what is not finite is null. On resume the lines after the checkpoint's step are
-    cut off; what they took stands in timeline.jsonl beside it."""
+    cut off, `lost` of them; what they took stands in timeline.jsonl beside it."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self._path = path
         kept, cut = self._divided(resume_step)
+        self.lost = len(cut)
         note_start(path.parent, resume_step, cut)
         self._file = self._rewritten(kept)
 
