@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "run"
         shutil.copytree(args.run, copy, ignore=shutil.ignore_patterns(args.stage))
