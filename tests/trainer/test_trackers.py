@@ -72,7 +72,7 @@ def test_wandb_is_offline_and_a_resumed_stage_keeps_its_run(tmp_path, monkeypatc
     run_id = json.loads((stage / "trackers.json").read_text())["wandb"]
     runs = [p for p in (stage / "wandb").iterdir() if p.is_dir() and p.name.startswith("offline-run-")]
     assert runs
-    assert all(p.name.endswith(run_id) for p in runs)
+    assert all((p / f"run-{run_id}.wandb").is_file() for p in runs)
     everything = held(stage)
     assert b"loss/scenes" in everything
     assert SCORE.encode() in everything
