@@ -11,7 +11,7 @@ from data_pipeline.build.recipe import BuildRecipe
 from data_pipeline.build.run import build
 from data_pipeline.build.verify import verify
 from data_pipeline.build.withdraw import describe, normal_url, withdraw
-from data_pipeline.errors import ConfigError, DataError
+from data_pipeline.errors import ConfigError, DataError, PreflightError
 from data_pipeline.manifest import read_manifest
 from data_pipeline.view import Exclusion, exclude, samples
 
@@ -182,7 +182,7 @@ def test_long_lists_are_looked_up_not_searched(web):
 def test_a_withdrawal_waits_for_no_build_but_refuses(web):
     with (web / ".lock").open("w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="at work"):
+        with pytest.raises(PreflightError, match="at work"):
             withdraw(web, ids=["doc0"])
     assert "doc0" in shown(web)
 
