@@ -2,8 +2,7 @@
 
     LD_PRELOAD=die_at.so python every_point.py die_at.so {build|withdraw|exclude|export|copy} INPUTS WORK
 
-INPUTS holds recipe.yaml. Of writes that are alike the first, a middle and the last are tried. Prints
-{"changes", "points", "files", "wrong": [[point, change, what is wrong], ...]}.
+INPUTS holds recipe.yaml. Prints {"changes", "files", "wrong": [[point, change, what is wrong], ...]}.
 """
 
 import contextlib
@@ -80,7 +79,7 @@ def main(_: str, name: str, inputs: str, work: str) -> None:
     if faults := unsound(folder):
         raise SystemExit(f"the unbroken {name} is not sound: {faults}")
     shutil.rmtree(folder)
-    points = list(chosen(changes))
+    points = range(1, len(changes) + 1)
     children = []
     for k in range(PROCESSES):
         if not (child := os.fork()):
@@ -95,7 +94,7 @@ def main(_: str, name: str, inputs: str, work: str) -> None:
     if any(os.waitpid(child, 0)[1] for child in children):
         raise SystemExit("a process of the enumeration failed")
     wrong = [w for k in range(PROCESSES) for w in json.loads((Path(work) / f"found{k}").read_text())]
-    page = {"changes": len(changes), "points": len(points), "files": len(after), "wrong": wrong}
+    page = {"changes": len(changes), "files": len(after), "wrong": wrong}
     sys.stdout.write(json.dumps(page) + "\n")
 
 
@@ -111,25 +110,6 @@ def run(deed: Deed, folder: Path, fatal: int, noted: Path | None = None) -> int:
             noted.write_bytes(lib.changes())
         code = 0
     os._exit(code)
-
-
-def chosen(changes: list[str]) -> Iterator[int]:
-    """The points to die at, from 1: all but writes, of which three of each file.
-
-    Half a temporary file is like another one, whatever stands in it: three of each kind and folder.
-    """
-    writes: dict[str, list[int]] = {}
-    for point, change in enumerate(changes, 1):
-        what, _, path = change.partition(" ")
-        final, *temporary = path.split(".tmp-")
-        if what != "write":
-            yield point
-        elif temporary:
-            writes.setdefault(f"{Path(final).parent} {Path(final).suffix}", []).append(point)
-        else:
-            writes.setdefault(path, []).append(point)
-    for alike in writes.values():
-        yield from sorted({alike[0], alike[len(alike) // 2], alike[-1]})
 
 
 def faults_after(
