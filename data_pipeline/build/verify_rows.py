@@ -152,7 +152,7 @@ class _Tar:
                 yield f"{self.name}: differs from the Arrow shard: {found} where {name} belongs"
                 return
             self.ends = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        self.tar.members = []  # type: ignore[attr-defined]  # in no stub; it keeps every header otherwise
+        self.tar.members = []  # type: ignore[attr-defined]  # its hints leave it out; it keeps every header otherwise
 
     def end(self) -> Iterator[str]:
         with self.tar:

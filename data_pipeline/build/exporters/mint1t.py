@@ -71,7 +71,7 @@ def _put(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
-    tar.members = []  # type: ignore[attr-defined]  # in no stub; it keeps every header otherwise
+    tar.members = []  # type: ignore[attr-defined]  # its hints leave it out; it keeps every header otherwise
 
 
 def _about(picture: Shown, number: int) -> dict[str, object]:
